@@ -1,0 +1,175 @@
+"""What ranks say to each other: one interface over one process, torch.distributed and Horovod."""
+
+import os
+from typing import Any, Protocol
+
+import torch
+from determined import core
+from torch import Tensor
+
+
+class Communicator(Protocol):
+    """The collectives that training and evaluation need. Every rank must call them in step."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+
+    def all_gather(self, tensor: Tensor) -> list[Tensor]:
+        """The tensor of every rank, in rank order; first dimensions may differ."""
+        ...
+
+    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
+        """The sum over the ranks, as a new tensor."""
+        ...
+
+    def broadcast_(self, tensors: list[Tensor]) -> None:
+        """Overwrite the tensors with rank 0's."""
+        ...
+
+    def barrier(self) -> None:
+        """Wait for every rank."""
+        ...
+
+
+class SingleProcess:
+    """One process: every collective is the identity."""
+
+    rank = local_rank = 0
+    size = local_size = 1
+
+    def all_gather(self, tensor: Tensor) -> list[Tensor]:
+        """The tensor itself."""
+        return [tensor]
+
+    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
+        """A copy of the tensor."""
+        return tensor.clone()
+
+    def broadcast_(self, tensors: list[Tensor]) -> None:
+        """Nothing to do."""
+
+    def barrier(self) -> None:
+        """Nothing to wait for."""
+
+
+class TorchCommunicator:
+    """Collectives of torch.distributed's default group (NCCL on GPUs, Gloo on CPUs)."""
+
+    def __init__(self) -> None:
+        self.rank = torch.distributed.get_rank()
+        self.size = torch.distributed.get_world_size()
+        self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        self.local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        on_gpu = torch.distributed.get_backend() == "nccl"
+        self._device = torch.device("cuda", self.local_rank) if on_gpu else torch.device("cpu")
+
+    def all_gather(self, tensor: Tensor) -> list[Tensor]:
+        """The tensor of every rank, in rank order; first dimensions may differ."""
+        mine = tensor.to(self._device).contiguous()
+        length = torch.tensor([mine.shape[0]], device=self._device)
+        lengths = [torch.empty_like(length) for _ in range(self.size)]
+        torch.distributed.all_gather(lengths, length)
+        rows = [int(each) for each in lengths]
+        # Collectives want equal shapes: pad to the longest, cut after.
+        padded = mine.new_zeros((max(rows), *mine.shape[1:]))
+        padded[: mine.shape[0]] = mine
+        gathered = [torch.empty_like(padded) for _ in range(self.size)]
+        torch.distributed.all_gather(gathered, padded)
+        return [each[:count].to(tensor.device) for each, count in zip(gathered, rows, strict=True)]
+
+    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
+        """The sum over the ranks, as a new tensor."""
+        total = tensor.to(self._device, copy=True)
+        torch.distributed.all_reduce(total)
+        return total.to(tensor.device)
+
+    def broadcast_(self, tensors: list[Tensor]) -> None:
+        """Overwrite the tensors with rank 0's."""
+        for tensor in tensors:
+            torch.distributed.broadcast(tensor, src=0)
+
+    def barrier(self) -> None:
+        """Wait for every rank."""
+        torch.distributed.barrier()
+
+
+class HorovodCommunicator:
+    """Collectives of Horovod (NCCL on GPUs, Gloo on CPUs)."""
+
+    def __init__(self, hvd: Any) -> None:
+        self._hvd = hvd
+        self.rank, self.size = hvd.rank(), hvd.size()
+        self.local_rank, self.local_size = hvd.local_rank(), hvd.local_size()
+        # Horovod matches collectives by name, and ranks call ours in one order.
+        self._calls = 0
+
+    def _name(self, kind: str) -> str:
+        self._calls += 1
+        return f"efficientdet.{kind}.{self._calls}"
+
+    def all_gather(self, tensor: Tensor) -> list[Tensor]:
+        """The tensor of every rank, in rank order; first dimensions may differ."""
+        lengths = self._hvd.allgather(torch.tensor([tensor.shape[0]]), name=self._name("lengths"))
+        rows = [int(each) for each in lengths]
+        joined = self._hvd.allgather(tensor.contiguous(), name=self._name("rows"))
+        return list(joined.split(rows))
+
+    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
+        """The sum over the ranks, as a new tensor."""
+        return self._hvd.allreduce(tensor, op=self._hvd.Sum, name=self._name("sum"))
+
+    def broadcast_(self, tensors: list[Tensor]) -> None:
+        """Overwrite the tensors with rank 0's."""
+        for tensor in tensors:
+            self._hvd.broadcast_(tensor, root_rank=0, name=self._name("broadcast"))
+
+    def barrier(self) -> None:
+        """Wait for every rank."""
+        self._hvd.barrier()
+
+
+def start_distributed() -> core.DistributedContext | None:
+    """Join the ranks that a launcher started off the cluster, and tell Determined of them.
+
+    The launcher is known by its environment: torchrun sets RANK and WORLD_SIZE, horovodrun sets
+    HOROVOD_RANK. On a cluster Determined does this itself.
+
+    Returns:
+        Determined's context of the ranks; None for one process.
+
+    Raises:
+        RuntimeError: a launcher started this process, and its library is not installed.
+    """
+    if int(os.environ.get("HOROVOD_SIZE", "1")) > 1:
+        try:
+            import horovod.torch as hvd
+        except ImportError as error:
+            raise RuntimeError(
+                "horovodrun started this process, and Horovod is not installed here: "
+                "run `make horovod`, or start it with torchrun"
+            ) from error
+        hvd.init()
+        os.environ["USE_HOROVOD"] = "1"  # how Determined's trainer learns of it
+        return core.DistributedContext.from_horovod(hvd, chief_ip=os.environ.get("DET_CHIEF_IP"))
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if not torch.distributed.is_initialized():
+            torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        os.environ["USE_TORCH_DISTRIBUTED"] = "1"
+        return core.DistributedContext.from_torch_distributed(
+            chief_ip=os.environ.get("DET_CHIEF_IP", os.environ.get("MASTER_ADDR"))
+        )
+    return None
+
+
+def communicator() -> Communicator:
+    """The communicator that fits how this process was started and initialised."""
+    if os.environ.get("USE_HOROVOD"):
+        import horovod.torch as hvd
+
+        if hvd.is_initialized() and hvd.size() > 1:
+            return HorovodCommunicator(hvd)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return TorchCommunicator()
+    return SingleProcess()
