@@ -1,0 +1,168 @@
+"""One split of a data set, as training and evaluation use it."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cocodata.annotations import Annotations, annotation_file, read_annotations
+from cocodata.categories import Categories
+from cocodata.errors import DatasetError
+
+
+@dataclass(frozen=True)
+class Split:
+    """The images of a split and the boxes to learn from.
+
+    Crowds, annotations marked `ignore` and boxes less than a pixel wide or high are not among the
+    boxes. Images without boxes stay: they teach what background looks like.
+
+    Attributes:
+        name: name of the split, such as train2017.
+        image_dir: folder that the file names are relative to.
+        annotation_file: the file that this was read from.
+        image_ids: (N,) ascending.
+        file_names: N names.
+        sizes: (N, 2) width and height in pixels.
+        box_offsets: (N + 1,) image i has the boxes box_offsets[i] to box_offsets[i + 1].
+        boxes: (M, 4) float32 y1, x1, y2, x2 in source pixels.
+        labels: (M,) labels in 1..categories.num_classes.
+        categories: the categories and their labels.
+    """
+
+    name: str
+    image_dir: Path
+    annotation_file: Path
+    image_ids: NDArray[np.int64]
+    file_names: list[str]
+    sizes: NDArray[np.int32]
+    box_offsets: NDArray[np.int64]
+    boxes: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    categories: Categories
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def targets(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Return the (n, 4) boxes and (n,) labels of the image at a position."""
+        rows = slice(int(self.box_offsets[index]), int(self.box_offsets[index + 1]))
+        return self.boxes[rows], self.labels[rows]
+
+    def select(self, keep: NDArray[np.bool_]) -> "Split":
+        """Return the split with only the images that the (N,) mask keeps."""
+        if keep.shape != (len(self),):
+            raise ValueError(f"the mask has shape {keep.shape}, the split has {len(self)} images")
+        counts = np.diff(self.box_offsets)
+        keep_boxes = np.repeat(keep, counts)
+        return Split(
+            name=self.name,
+            image_dir=self.image_dir,
+            annotation_file=self.annotation_file,
+            image_ids=self.image_ids[keep],
+            file_names=[
+                name for name, kept in zip(self.file_names, keep.tolist(), strict=True) if kept
+            ],
+            sizes=self.sizes[keep],
+            box_offsets=_offsets(counts[keep]),
+            boxes=self.boxes[keep_boxes],
+            labels=self.labels[keep_boxes],
+            categories=self.categories,
+        )
+
+
+def splits(data: Path) -> tuple[str, str]:
+    """Return the names of the training and the validation split of a data set folder.
+
+    They are found by their annotation files, annotations/instances_train*.json and
+    instances_val*.json.
+
+    Raises:
+        DatasetError: there is not exactly one of each.
+    """
+    folder = data / "annotations"
+    if not folder.is_dir():
+        there = sorted(entry.name for entry in data.iterdir()) if data.is_dir() else None
+        found = "the folder does not exist" if there is None else f"it holds {_some(there)}"
+        raise DatasetError(
+            f"{data}: no COCO data set here: no folder named annotations ({found}). Give a folder "
+            "with annotations/instances_train2017.json, annotations/instances_val2017.json and "
+            "the image folders train2017 and val2017"
+        )
+    there = sorted(entry.name for entry in folder.iterdir())
+    names = []
+    for kind in ("train", "val"):
+        pattern = re.compile(rf"instances_({kind}.*)\.json")
+        matches = [match[1] for name in there if (match := pattern.fullmatch(name))]
+        if len(matches) != 1:
+            raise DatasetError(
+                f"{folder}: {len(matches) or 'no'} annotation files instances_{kind}*.json where "
+                f"exactly one is needed; there is {_some(there)}"
+            )
+        names.append(matches[0])
+    return names[0], names[1]
+
+
+def load_split(data: Path, split: str) -> Split:
+    """Read one split of a data set folder of COCO's layout.
+
+    Raises:
+        DatasetError: the annotation file is missing or is not COCO's format, or its ids contradict
+            each other: an image id twice, a box of an unknown image or of an unknown category.
+    """
+    annotations = read_annotations(annotation_file(data, split))
+    repeated = np.unique(annotations.image_ids).size != annotations.image_ids.size
+    no_image = ~np.isin(annotations.box_image_ids, annotations.image_ids)
+    no_category = ~annotations.categories.known(annotations.box_category_ids)
+    if repeated or no_image.any() or no_category.any():
+        raise DatasetError(
+            f"{annotations.path}: ids contradict each other: image ids "
+            f"{'repeat' if repeated else 'are unique'}, {no_image.sum()} boxes are of unknown "
+            f"images, {no_category.sum()} of unknown categories. `python -m cocodata check "
+            f"{data}` lists them"
+        )
+    return build_split(data, split, annotations)
+
+
+def build_split(data: Path, split: str, annotations: Annotations) -> Split:
+    """Arrange annotations by image; boxes of unknown images or categories are left out.
+
+    Of several images with one id the first counts.
+    """
+    image_ids, order = np.unique(annotations.image_ids, return_index=True)
+    widths, heights = annotations.boxes[:, 2], annotations.boxes[:, 3]
+    usable = np.flatnonzero(
+        ~annotations.ignored
+        & (widths >= 1)
+        & (heights >= 1)
+        & np.isin(annotations.box_image_ids, image_ids)
+        & annotations.categories.known(annotations.box_category_ids)
+    )
+    position = np.searchsorted(image_ids, annotations.box_image_ids[usable])
+    # Stable: the boxes of an image keep the file's order.
+    by_image = np.argsort(position, kind="stable")
+    usable, position = usable[by_image], position[by_image]
+    x, y, width, height = annotations.boxes[usable].T
+    return Split(
+        name=split,
+        image_dir=data / split,
+        annotation_file=annotations.path,
+        image_ids=image_ids,
+        file_names=[annotations.file_names[i] for i in order.tolist()],
+        sizes=annotations.sizes[order],
+        box_offsets=_offsets(np.bincount(position, minlength=len(image_ids))),
+        boxes=np.stack([y, x, y + height, x + width], axis=1).astype(np.float32),
+        labels=annotations.categories.labels_of(annotations.box_category_ids[usable]),
+        categories=annotations.categories,
+    )
+
+
+def _offsets(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:10]) or "nothing"
+    return shown + (f" and {len(names) - 10} more" if len(names) > 10 else "")
