@@ -1,0 +1,125 @@
+"""How training shows itself: a bar on a terminal, plain lines in a log."""
+
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+_SECONDS_BETWEEN_UPDATES = 0.5  # reading the loss waits for the device
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: 45 s, 3 min 05 s, 2 h 07 min, 4 d 03 h."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600:02d} h"
+
+
+class TrainingProgress:
+    """Batches done of a run, with images/s, loss, learning rate and the time left.
+
+    The time left is the time that this process has taken so far, its evaluations and checkpoints
+    included, over the batches that it did, times those to come.
+    """
+
+    def __init__(
+        self, *, first_batch: int, total_batches: int, global_batch_size: int, shown: bool
+    ) -> None:
+        self._first = first_batch
+        self._total = total_batches
+        self._batch_size = global_batch_size
+        self._shown = shown
+        self._console = Console()
+        self._bar: Progress | None = None
+        self._started = self._window_started = time.monotonic()
+        self._updated = 0.0
+        self._window_images = 0
+
+    def __enter__(self) -> Self:
+        if self._shown and self._console.is_terminal:
+            self._bar = Progress(
+                SpinnerColumn(),
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.completed}/{task.total} batches  {task.fields[state]}"),
+                console=self._console,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(
+                "training", total=self._total, completed=self._first, state=""
+            )
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def time_left(self, batches_done: int) -> float:
+        """Seconds until the last batch, by this process's own rate."""
+        done = batches_done - self._first
+        if done <= 0:
+            return float("nan")
+        elapsed = time.monotonic() - self._started
+        return elapsed / done * (self._total - batches_done)
+
+    def wants_loss(self) -> bool:
+        """Whether the next `batch` would show a loss, so that it is read only when needed."""
+        return (
+            self._bar is not None
+            and time.monotonic() - self._updated >= _SECONDS_BETWEEN_UPDATES
+        )
+
+    def batch(self, batches_done: int, loss: float | None, lr: float) -> None:
+        """One more batch; a loss only where `wants_loss` asked for it."""
+        self._window_images += self._batch_size
+        if self._bar is None or loss is None:
+            return
+        self._updated = time.monotonic()
+        self._bar.update(
+            self._task,
+            completed=batches_done,
+            state=f"{self.images_per_second():.1f} images/s  loss {loss:.4f}  lr {lr:.2e}  "
+            f"{duration(self.time_left(batches_done))} left",
+        )
+
+    def images_per_second(self) -> float:
+        """Training images a second over all ranks, since the window began."""
+        return self._window_images / max(time.monotonic() - self._window_started, 1e-9)
+
+    def start_window(self) -> None:
+        """Begin to count images/s anew, such as after an evaluation."""
+        self._window_images = 0
+        self._window_started = time.monotonic()
+
+    def report(self, batches_done: int, epochs: float, metrics: dict[str, float]) -> None:
+        """A reporting period is over: a line where there is no bar."""
+        if not self._shown or self._bar is not None:
+            return
+        self.say(
+            f"epoch {epochs:.2f}  batch {batches_done}/{self._total}  "
+            f"loss {metrics['loss']:.4f} (class {metrics['class_loss']:.4f}, box "
+            f"{metrics['box_loss']:.5f})  lr {metrics['lr']:.2e}  "
+            f"{metrics['images_per_second']:.1f} images/s  "
+            f"{duration(self.time_left(batches_done))} left"
+        )
+
+    def say(self, message: str) -> None:
+        """A line that stays, above the bar where there is one."""
+        if not self._shown:
+            return
+        if self._bar is not None:
+            self._bar.console.print(message, highlight=False)
+        else:
+            print(message, flush=True)
