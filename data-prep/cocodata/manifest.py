@@ -1,0 +1,231 @@
+"""The manifest of a data set folder: what it holds, to the byte.
+
+manifest.json lists every annotation file and image with its size and SHA-256. The data set's
+version is the hash of that list, so two folders with one version hold the same data, wherever
+they lie and whenever they were made.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from cocodata.errors import DatasetError
+from cocodata.split import splits
+
+MANIFEST_NAME = "manifest.json"
+
+Advance = Callable[[int], None]
+"""Told how many more files are done."""
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """Size in bytes and SHA-256 (hexadecimal) of one file."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Content of a manifest.json.
+
+    Attributes:
+        name: name of the data set.
+        files: size and hash by path, relative to the data set folder, in ascending order.
+        verified: when and of what every image was decoded and found to agree with the
+            annotations; None where that was not done.
+    """
+
+    name: str
+    files: Mapping[str, FileEntry]
+    verified: Mapping[str, Any] | None = None
+
+    @property
+    def version(self) -> str:
+        """SHA-256 over the sorted (path, hash) pairs."""
+        lines = (f"{path}\0{entry.sha256}\n" for path, entry in sorted(self.files.items()))
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def read_manifest(data: Path) -> Manifest | None:
+    """Read the manifest of a data set folder; None if it has none.
+
+    Raises:
+        DatasetError: the file is damaged, or was edited so that its version no longer fits.
+    """
+    path = data / MANIFEST_NAME
+    remedy = f"Write it anew with `python -m cocodata manifest {data}`"
+    try:
+        tree = orjson.loads(path.read_bytes())
+        manifest = Manifest(
+            name=tree["name"],
+            files={
+                name: FileEntry(entry["size"], entry["sha256"])
+                for name, entry in tree["files"].items()
+            },
+            verified=tree["verified"],
+        )
+        version = tree["version"]
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise DatasetError(f"{path}: cannot be read ({error.strerror})") from None
+    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise DatasetError(f"{path}: not a manifest ({error!r}). {remedy}") from None
+    if version != manifest.version:
+        raise DatasetError(
+            f"{path}: its version {version!r} is not that of the files it lists. {remedy}"
+        )
+    return manifest
+
+
+def write_manifest(data: Path, manifest: Manifest) -> None:
+    """Write manifest.json into a data set folder, beside the old one first."""
+    tree = {
+        "name": manifest.name,
+        "version": manifest.version,
+        "verified": manifest.verified,
+        "files": {path: asdict(entry) for path, entry in sorted(manifest.files.items())},
+    }
+    beside = data / f".{MANIFEST_NAME}.{os.getpid()}"
+    try:
+        beside.write_bytes(orjson.dumps(tree, option=orjson.OPT_INDENT_2) + b"\n")
+        beside.replace(data / MANIFEST_NAME)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def dataset_files(data: Path) -> list[str]:
+    """Return the paths that make up a data set, relative to its folder, ascending.
+
+    These are the annotation files of its two splits and all that lies in their image folders.
+    """
+    found = []
+    for split in splits(data):
+        found.append(f"annotations/instances_{split}.json")
+        folder = data / split
+        if not folder.is_dir():
+            raise DatasetError(f"{folder}: image folder missing. It holds the images of {split}")
+        for directory, _, names in os.walk(folder):
+            relative = Path(directory).relative_to(data).as_posix()
+            found += [f"{relative}/{name}" for name in names]
+    return sorted(found)
+
+
+def build_manifest(
+    data: Path, name: str, *, workers: int | None = None, advance: Advance = lambda _: None
+) -> Manifest:
+    """Hash every file of a data set.
+
+    Args:
+        data: the data set folder.
+        name: name of the data set.
+        workers: number of processes; None for one per core.
+        advance: told of progress.
+
+    Raises:
+        DatasetError: the folder is no data set, or a file cannot be read.
+    """
+    paths = dataset_files(data)
+    return Manifest(name, dict(zip(paths, hash_files(data, paths, workers, advance), strict=True)))
+
+
+def hash_files(
+    data: Path, paths: list[str], workers: int | None, advance: Advance
+) -> list[FileEntry]:
+    """Return size and hash of each file, hashed by several processes."""
+    entries: list[FileEntry] = []
+    with ProcessPoolExecutor(workers or usable_cores()) as pool:
+        for done in pool.map(partial(_hash_some, data), chunks(paths, 64)):
+            entries += done
+            advance(len(done))
+    return entries
+
+
+def _hash_some(data: Path, paths: list[str]) -> list[FileEntry]:
+    return [hash_file(data / path) for path in paths]
+
+
+def hash_file(path: Path) -> FileEntry:
+    """Return size and hash of one file.
+
+    Raises:
+        DatasetError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256")
+            return FileEntry(file.tell(), digest.hexdigest())
+    except OSError as error:
+        raise DatasetError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How a file differs from what the manifest says of it."""
+
+    path: str
+    detail: str
+
+
+def hold_against(data: Path, manifest: Manifest, *, threads: int) -> list[Difference]:
+    """Compare the files of a data set folder with its manifest without reading the images.
+
+    Every file must be there with its size. The annotation files are also hashed: they are few, and
+    an edit of one may keep its size. Threads only matter on storage that answers slowly.
+
+    Returns:
+        The differences in the order of the paths; empty if there are none.
+    """
+    paths = list(manifest.files)
+
+    def compare(chunk: list[str]) -> list[Difference]:
+        return [
+            Difference(path, detail)
+            for path in chunk
+            if (detail := _difference(data, path, manifest.files[path])) is not None
+        ]
+
+    with ThreadPoolExecutor(threads) as pool:
+        return [found for some in pool.map(compare, chunks(paths, 1024)) for found in some]
+
+
+def _difference(data: Path, path: str, entry: FileEntry) -> str | None:
+    try:
+        # A string, because a Path for each of 118,000 files takes longer than looking at them.
+        size = os.stat(f"{data}/{path}").st_size  # noqa: PTH116
+    except FileNotFoundError:
+        return "missing"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    if size != entry.size:
+        return f"{size} bytes, {entry.size} in the manifest"
+    if path.startswith("annotations/") and hash_file(data / path) != entry:
+        return "content is not what the manifest's hash says"
+    return None
+
+
+def mark_verified(manifest: Manifest, **what: Any) -> Manifest:
+    """Return the manifest with the record of a verification."""
+    return replace(manifest, verified=what)
+
+
+def chunks(items: Iterable[str], size: int) -> Iterator[list[str]]:
+    """Yield the items in lists of the given size; the last may be shorter."""
+    iterator = iter(items)
+    while some := list(islice(iterator, size)):
+        yield some
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may run on."""
+    return len(os.sched_getaffinity(0))
