@@ -1,0 +1,20 @@
+"""What a detector's output is worth: COCO's metrics, drawn detections, and the report of a run."""
+
+from experiments.evaluation.coco import METRICS, CocoGroundTruth, CocoResult, coco_metrics
+from experiments.evaluation.detections import (
+    MIN_SCORE,
+    Detections,
+    DetectionTable,
+    write_coco_results,
+)
+
+__all__ = [
+    "METRICS",
+    "MIN_SCORE",
+    "CocoGroundTruth",
+    "CocoResult",
+    "DetectionTable",
+    "Detections",
+    "coco_metrics",
+    "write_coco_results",
+]

@@ -1,0 +1,171 @@
+"""COCO's detection metrics over arrays, with pycocotools' numbers.
+
+hotcoco matches and accumulates in Rust; its precision and recall arrays are those of pycocotools
+bit for bit, which the tests hold it to.
+"""
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import hotcoco
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from cocodata import Split
+from experiments.evaluation.detections import Detections
+
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+"""The 12 numbers of COCO's detection challenge, in pycocotools' order."""
+
+# Positions on the axes of pycocotools' arrays: IoU thresholds .5, .55, ... .95, areas all, small,
+# medium, large, and at most 1, 10, 100 detections of a class in an image.
+_AP50, _AP75 = 0, 5
+_AREAS = {"": 0, "s": 1, "m": 2, "l": 3}
+_MAX_DETECTIONS = {"1": 0, "10": 1, "100": 2}
+
+
+@dataclass(frozen=True)
+class CocoResult:
+    """The metrics of one evaluation. A value is -1 where no annotation defines it."""
+
+    metrics: dict[str, float]
+    """The 12 numbers, named and ordered as in `METRICS`."""
+    ap_per_class: dict[str, float]
+    """AP of each category name, in the order of category ids."""
+    num_images: int
+    num_detections: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """The result as JSON holds it; `from_dict` reads it back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "CocoResult":
+        """The result that `as_dict` gave."""
+        return cls(**values)
+
+
+class CocoGroundTruth:
+    """The annotations of a split as COCO's metrics need them: with crowds and segment areas.
+
+    Read from the annotation file once, since `Split` holds only what training needs. Images that
+    the split leaves out are left out here.
+    """
+
+    def __init__(self, split: Split) -> None:
+        """Read the split's annotation file.
+
+        Raises:
+            ValueError: an annotation has no bounding box.
+        """
+        self.name = split.name
+        self.image_ids = np.asarray(split.image_ids, dtype=np.int64)
+        self.category_ids = np.sort(np.asarray(split.categories.ids, dtype=np.int64))
+        names = dict(zip(split.categories.ids, split.categories.names, strict=True))
+        self.class_names = _unique_names([(int(each), names[each]) for each in self.category_ids])
+        annotations = orjson.loads(split.annotation_file.read_bytes())["annotations"]
+        for index, annotation in enumerate(annotations):
+            if len(annotation.get("bbox", ())) != 4:
+                raise ValueError(
+                    f"{split.annotation_file}: annotation {annotation.get('id', index)} has no "
+                    "bbox of four numbers; run `python -m cocodata verify` to see every problem"
+                )
+        boxes = np.array([each["bbox"] for each in annotations], dtype=np.float64).reshape(-1, 4)
+        image_ids = np.array([each["image_id"] for each in annotations], dtype=np.int64)
+        category_ids = np.array([each["category_id"] for each in annotations], dtype=np.int64)
+        # Files from labelling tools often leave these two out.
+        crowd = np.array([bool(each.get("iscrowd", 0)) for each in annotations], dtype=bool)
+        area = np.array([each.get("area", np.nan) for each in annotations], dtype=np.float64)
+        area = np.where(np.isnan(area), boxes[:, 2] * boxes[:, 3], area)
+        kept = np.isin(image_ids, self.image_ids) & np.isin(category_ids, self.category_ids)
+        self._coco = hotcoco.COCO.from_arrays(
+            # The metrics look at no image's size, and know images by their position: ids of any
+            # magnitude then survive hotcoco's float64 columns.
+            images=[{"id": index, "width": 0, "height": 0} for index in range(len(self.image_ids))],
+            categories=[
+                {"id": int(each), "name": name}
+                for each, name in zip(self.category_ids, self.class_names, strict=True)
+            ],
+            image_ids=np.searchsorted(self.image_ids, image_ids[kept]),
+            category_ids=category_ids[kept],
+            boxes=boxes[kept],
+            area=area[kept],
+            iscrowd=crowd[kept],
+        )
+
+
+def coco_metrics(ground_truth: CocoGroundTruth, detections: Detections) -> CocoResult:
+    """COCO's 12 metrics and the AP of each class.
+
+    Raises:
+        ValueError: the evaluated images are not those of the ground truth. Annotations of an image
+            that no rank looked at would count as missed.
+    """
+    _require_all_images(ground_truth, detections)
+    columns = np.column_stack(
+        [
+            np.searchsorted(ground_truth.image_ids, detections.image_ids),
+            detections.boxes,
+            detections.scores,
+            detections.category_ids,
+        ]
+    )
+    truth = ground_truth._coco
+    evaluation = hotcoco.COCOeval(truth, truth.load_res(columns), "bbox")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    # (IoU thresholds, recall thresholds, classes, areas, max detections), and without the second.
+    arrays = evaluation.eval
+    assert arrays is not None
+    precision, recall = arrays["precision"], arrays["recall"]
+    return CocoResult(
+        metrics=_summary(precision, recall),
+        ap_per_class={
+            name: _mean(precision[:, :, index, _AREAS[""], _MAX_DETECTIONS["100"]])
+            for index, name in enumerate(ground_truth.class_names)
+        },
+        num_images=len(detections.evaluated),
+        num_detections=len(detections),
+    )
+
+
+def _summary(
+    precision: npt.NDArray[np.float64], recall: npt.NDArray[np.float64]
+) -> dict[str, float]:
+    """The 12 metrics from the arrays that pycocotools calls `precision` and `recall`."""
+    most = _MAX_DETECTIONS["100"]
+    everywhere = precision[..., _AREAS[""], most]
+    values = {"AP": everywhere, "AP50": everywhere[_AP50], "AP75": everywhere[_AP75]}
+    values |= {f"AP{area}": precision[..., _AREAS[area], most] for area in "sml"}
+    values |= {f"AR{most}": recall[..., _AREAS[""], at] for most, at in _MAX_DETECTIONS.items()}
+    values |= {f"AR{area}": recall[..., _AREAS[area], most] for area in "sml"}
+    return {name: _mean(values[name]) for name in METRICS}
+
+
+def _mean(values: npt.NDArray[np.float64]) -> float:
+    """The mean over what is defined; -1 if nothing is."""
+    defined = values[values > -1]
+    return float(defined.mean()) if defined.size else -1.0
+
+
+def _require_all_images(ground_truth: CocoGroundTruth, detections: Detections) -> None:
+    missing = np.setdiff1d(ground_truth.image_ids, detections.evaluated)
+    unknown = np.setdiff1d(detections.evaluated, ground_truth.image_ids)
+    if missing.size:
+        raise ValueError(
+            f"{missing.size} of the {len(ground_truth.image_ids)} images of {ground_truth.name} "
+            f"were not evaluated, the first of them image {missing[0]}"
+        )
+    if unknown.size:
+        raise ValueError(
+            f"{unknown.size} evaluated image(s) are not in {ground_truth.name}, the first of them "
+            f"image {unknown[0]}: the detections belong to another split or data set"
+        )
+
+
+def _unique_names(categories: list[tuple[int, str]]) -> list[str]:
+    """The names, with the id appended where several categories share one."""
+    times = Counter(name for _, name in categories)
+    return [name if times[name] == 1 else f"{name} ({key})" for key, name in categories]
