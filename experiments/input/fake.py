@@ -1,0 +1,84 @@
+"""Generated batches, to measure a model without its input."""
+
+from collections.abc import Iterator
+
+import torch
+
+from experiments.input.augmentation import MAX_BOXES, PADDING
+from experiments.input.config import InputConfig
+from experiments.input.loader import Labeler
+from experiments.input.stream import Batch
+
+_BOXES_PER_IMAGE = 7  # COCO's mean
+
+
+class FakeLoader:
+    """One generated batch, again and again: noise with plausible boxes, a function of the seed.
+
+    Args:
+        config: of the input that is stood in for.
+        batch_size: samples N in a batch of this rank.
+        num_batches: length of a pass.
+        num_classes: labels are 1 to this.
+        labeler: as TrainLoader's; it runs once.
+        endless: whether passes follow each other without end, as in training.
+    """
+
+    def __init__(
+        self,
+        config: InputConfig,
+        *,
+        batch_size: int,
+        num_batches: int,
+        num_classes: int,
+        labeler: Labeler | None = None,
+        endless: bool = False,
+    ) -> None:
+        self._num_batches = num_batches
+        self._endless = endless
+        generator = torch.Generator().manual_seed(config.seed)
+        height, width = config.image_size
+        extent = torch.tensor([height, width])
+
+        # Sides from a twentieth to all of the input's, at places where the box fits.
+        side = extent * (
+            0.05 + 0.95 * torch.rand(batch_size, _BOXES_PER_IMAGE, 2, generator=generator) ** 2
+        )
+        corner = (extent - side) * torch.rand(side.shape, generator=generator)
+        boxes = torch.full((batch_size, MAX_BOXES, 4), float(PADDING))
+        boxes[:, :_BOXES_PER_IMAGE] = torch.cat([corner, corner + side], dim=-1)
+        classes = torch.full((batch_size, MAX_BOXES), PADDING)
+        classes[:, :_BOXES_PER_IMAGE] = torch.randint(
+            1, num_classes + 1, (batch_size, _BOXES_PER_IMAGE), generator=generator
+        )
+        image = torch.randn(batch_size, 3, height, width, generator=generator)
+        if config.channels_last:
+            image = image.contiguous(memory_format=torch.channels_last)
+        batch = {
+            "image": image,
+            "boxes": boxes,
+            "classes": classes,
+            "image_id": torch.arange(batch_size),
+            "image_scale": torch.ones(batch_size),
+            "image_size": torch.tensor([width, height]).repeat(batch_size, 1),
+        }
+        if labeler is not None:
+            targets = labeler(boxes, classes)
+            batch["class_targets"] = targets.class_targets
+            batch["box_targets"] = targets.box_targets
+            batch["num_positives"] = targets.num_positives
+        device = "cpu" if config.device == "cpu" else f"cuda:{config.device_id}"
+        self._batch = {key: tensor.to(device) for key, tensor in batch.items()}
+
+    def __len__(self) -> int:
+        """Batches in a pass."""
+        return self._num_batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        made = 0
+        while self._endless or made < self._num_batches:
+            yield dict(self._batch)
+            made += 1
+
+    def close(self) -> None:
+        """There is nothing to end; the other loaders have this."""

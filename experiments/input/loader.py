@@ -1,0 +1,257 @@
+"""Batches for training, evaluation and measuring: dictionaries of tensors.
+
+=================  ======================
+============================================================= key                shape and type
+meaning =================  ======================
+============================================================= image              (N, 3, H, W)
+float32    normalised boxes              (N, 100, 4) float32     y1 x1 y2 x2 in the input's pixels,
+padded with -1 classes            (N, 100) int64          labels from 1, padded with -1 image_id
+(N,) int64              the data set's own image_scale        (N,) float32            source pixels
+per input pixel image_size         (N, 2) int64            width and height of the source image
+class_targets      (N, K) int64            the anchors' labels, where the loader computes them
+box_targets        (N, K, 4) float32       the anchors' boxes, likewise num_positives      (N,)
+float32            anchors matched with a box, likewise =================  ======================
+=============================================================
+
+All tensors of a batch lie on the configuration's device and own their memory: they stay valid after
+the next batch is drawn, and after the loader is closed. On a GPU they belong to the stream that was
+current when the batch was drawn.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Protocol, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cocodata import Split
+from experiments.input.augmentation import (
+    Geometry,
+    IntArray,
+    draw_geometry,
+    fitted_geometry,
+    place_boxes,
+)
+from experiments.input.config import InputConfig
+from experiments.input.erasing import Erasure, draw_erasures, erasable_size
+from experiments.input.order import SampleOrder, shard
+from experiments.input.stream import Batch, BatchStream, PreparedBatch
+
+
+class AnchorTargets(Protocol):
+    """What the anchors of N images should predict: ``model.AnchorTargets`` is one."""
+
+    @property
+    def class_targets(self) -> Tensor: ...  # noqa: D102
+    @property
+    def box_targets(self) -> Tensor: ...  # noqa: D102
+    @property
+    def num_positives(self) -> Tensor: ...  # noqa: D102
+
+
+Labeler = Callable[[Tensor, Tensor], AnchorTargets]
+
+
+class TrainLoader(Iterator[Batch]):
+    """One rank's share of an endless sequence of batches.
+
+    Batch k is a pure function of the seed, the global batch size and k, and each sample's
+    augmentation of the seed, its epoch and its image id. So a run that starts at batch k sees what
+    a run that got there would have seen, on any number of ranks.
+
+    Args:
+        split: the images and boxes to train on.
+        config: of the input.
+        global_batch_size: samples in a batch over all ranks.
+        rank: of this process.
+        num_ranks: processes, which must divide the global batch size.
+        start_batch: number of the first batch.
+        labeler: computes the anchors' targets from boxes (N, 100, 4) and classes (N, 100) on the
+            CPU, ahead of time and in another thread; None leaves that to whoever draws the batch.
+
+    Raises:
+        SampleError: (when a batch is drawn) a file turned bad. The loader is closed then.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        config: InputConfig,
+        *,
+        global_batch_size: int,
+        rank: int = 0,
+        num_ranks: int = 1,
+        start_batch: int = 0,
+        labeler: Labeler | None = None,
+    ) -> None:
+        self._split = split
+        self._config = config
+        self._order = SampleOrder(len(split), config.seed, global_batch_size)
+        self._order.batch(start_batch, rank, num_ranks)  # refuses what no batch can be made of
+        self._rank = rank
+        self._num_ranks = num_ranks
+        self._labeler = labeler
+        self._next_batch = start_batch
+        self._stream = BatchStream(
+            config, self._prepare, max_batch_size=global_batch_size // num_ranks
+        )
+        self._batches = self._stream.batches(start_batch)
+
+    def __len__(self) -> int:
+        """Batches per epoch, the last of them shared with the next epoch."""
+        return self._order.batches_per_epoch
+
+    @property
+    def next_batch(self) -> int:
+        """Number of the batch that is drawn next."""
+        return self._next_batch
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Batch:
+        if self._stream.closed:
+            raise ValueError("the loader is closed: make a new one")
+        batch = next(self._batches)
+        self._next_batch += 1
+        return batch
+
+    def close(self) -> None:
+        """End the threads and give the memory back; batches drawn stay valid."""
+        self._stream.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _prepare(self, k: int) -> PreparedBatch:
+        epochs, indices = self._order.batch(k, self._rank, self._num_ranks)
+        split, config = self._split, self._config
+        sizes, image_ids = split.sizes[indices], split.image_ids[indices]
+        geometry = draw_geometry(config, sizes, image_ids, epochs)
+        erasable = erasable_size(sizes, geometry.scale, config.image_size)
+        return _prepared(
+            split,
+            indices,
+            geometry,
+            epochs=epochs.tolist(),
+            erasures=draw_erasures(config, erasable, image_ids, epochs),
+            labeler=self._labeler,
+        )
+
+
+class EvalLoader:
+    """One rank's share of a split: each image once over all ranks, in any number of passes.
+
+    The last batch of a pass may be smaller, and a rank may have no batch at all.
+
+    Args:
+        split: the images to evaluate on.
+        config: of the input; its interpolation cannot be random.
+        batch_size: of this rank.
+        rank: of this process.
+        num_ranks: processes.
+        labeler: as TrainLoader's.
+
+    Raises:
+        SampleError: (when a batch is drawn) a file turned bad. The loader is closed then.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        config: InputConfig,
+        *,
+        batch_size: int,
+        rank: int = 0,
+        num_ranks: int = 1,
+        labeler: Labeler | None = None,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}: it must be at least 1")
+        if config.draws_interpolation:
+            raise ValueError(
+                "interpolation is 'random': evaluation resizes every image alike, with "
+                "bilinear, bicubic or lanczos"
+            )
+        self._split = split
+        self._config = config
+        self._batch_size = batch_size
+        self._indices = shard(len(split), rank, num_ranks)
+        self._labeler = labeler
+        self._stream = BatchStream(config, self._prepare, max_batch_size=batch_size)
+
+    def __len__(self) -> int:
+        """Batches of this rank in one pass."""
+        return math.ceil(len(self._indices) / self._batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Start a new pass; one that was under way is given up."""
+        return self._stream.batches(0, len(self))
+
+    def close(self) -> None:
+        """End the threads and give the memory back; batches drawn stay valid."""
+        self._stream.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _prepare(self, k: int) -> PreparedBatch:
+        indices = self._indices[k * self._batch_size : (k + 1) * self._batch_size]
+        geometry = fitted_geometry(self._config, self._split.sizes[indices])
+        return _prepared(self._split, indices, geometry, epochs=None, labeler=self._labeler)
+
+
+def _prepared(
+    split: Split,
+    indices: IntArray,
+    geometry: Geometry,
+    *,
+    epochs: list[int] | None,
+    labeler: Labeler | None,
+    erasures: list[Erasure] | None = None,
+) -> PreparedBatch:
+    """All of a batch but its pixels."""
+    first = split.box_offsets[indices]
+    counts = split.box_offsets[indices + 1] - first
+    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    rows = np.repeat(first, counts) + within
+    boxes, labels = place_boxes(geometry, split.boxes[rows], split.labels[rows], counts)
+    tensors = {
+        "boxes": torch.from_numpy(boxes),
+        "classes": torch.from_numpy(labels),
+        "image_id": torch.from_numpy(split.image_ids[indices]),
+        "image_scale": torch.from_numpy((1.0 / geometry.scale).astype(np.float32)),
+        "image_size": torch.from_numpy(split.sizes[indices].astype(np.int64)),
+    }
+    if labeler is not None:
+        targets = labeler(tensors["boxes"], tensors["classes"])
+        tensors["class_targets"] = targets.class_targets
+        tensors["box_targets"] = targets.box_targets
+        tensors["num_positives"] = targets.num_positives
+    return PreparedBatch(
+        paths=[split.image_dir / split.file_names[index] for index in indices.tolist()],
+        sizes=split.sizes[indices],
+        epochs=epochs,
+        geometry=geometry,
+        erasures=erasures or [],
+        tensors=tensors,
+    )
