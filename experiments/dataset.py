@@ -1,0 +1,58 @@
+"""The data set of an experiment: checked once a machine, then the same on every rank."""
+
+import numpy as np
+from determined import core
+
+from cocodata import DatasetError, Split, load_split, require_sound, splits
+from experiments.config import ExperimentConfig
+
+
+def load_splits(
+    config: ExperimentConfig, distributed: core.DistributedContext
+) -> tuple[Split, Split]:
+    """The training and validation split, looked at before anything is trained on them.
+
+    The first rank of each machine checks the files that lie there; the others take its word.
+
+    Raises:
+        DatasetError: one message that lists every problem found, or machines that disagree.
+    """
+    found = splits(config.data)
+    names = (config.train_split or found[0], config.val_split or found[1])
+    loaded: list[Split] | None = None
+    failure: str | None = None
+    if distributed.get_local_rank() == 0:
+        try:
+            sound = require_sound(config.data, names, strict=config.hparams.strict)
+            loaded = list(sound)
+        except DatasetError as error:
+            failure = str(error)
+    # Every rank learns of every machine's failure, so that all stop with the message.
+    failures = [each for each in distributed.allgather(failure) if each is not None]
+    if failures:
+        raise DatasetError(failures[0])
+    kept = distributed.broadcast_local(
+        [split.image_ids for split in loaded] if loaded is not None else None
+    )
+    if loaded is None:
+        loaded = [
+            split.select(np.isin(split.image_ids, ids))
+            for split, ids in zip((load_split(config.data, name) for name in names), kept, strict=True)
+        ]
+    _require_agreement(loaded, distributed)
+    train, val = loaded
+    if config.hparams.val_skip > 1:
+        val = val.select(np.arange(len(val)) % config.hparams.val_skip == 0)
+    return train, val
+
+
+def _require_agreement(loaded: list[Split], distributed: core.DistributedContext) -> None:
+    """All machines must train on the same images, or ranks would mix two data sets."""
+    mine = tuple((split.name, len(split), int(split.image_ids.sum())) for split in loaded)
+    for rank, theirs in enumerate(distributed.allgather(mine)):
+        if theirs != mine:
+            raise DatasetError(
+                f"rank {rank} found {theirs} where rank {distributed.get_rank()} found {mine} "
+                "(split, images, sum of image ids): the machines hold different data sets; bring "
+                "them to the same version"
+            )

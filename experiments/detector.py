@@ -1,0 +1,61 @@
+"""From hyperparameters to a detector with its first weights."""
+
+from pathlib import Path
+from typing import Any
+
+from experiments.hparams import HParams
+from model import EfficientDet, build_detector, load_weights
+
+
+def detector_overrides(hparams: HParams) -> dict[str, Any]:
+    """What the hyperparameters change of the named configuration, as `build_detector` takes it."""
+    chosen = {
+        "norm_momentum": hparams.bn_momentum,
+        "norm_eps": hparams.bn_eps,
+        "alpha": hparams.alpha,
+        "gamma": hparams.gamma,
+        "label_smoothing": hparams.smoothing or None,
+        "legacy_focal": hparams.legacy_focal or None,
+        "box_loss_weight": hparams.box_loss_weight,
+        "soft_nms": hparams.soft_nms or None,
+        "interpolation": hparams.interpolation,
+        "mean": _three(hparams.mean),
+        "std": _three(hparams.std),
+        "drop_path_rate": hparams.drop_path_rate,
+    }
+    return {name: value for name, value in chosen.items() if value is not None}
+
+
+def _three(values: list[float] | None) -> tuple[float, ...] | None:
+    if values is None:
+        return None
+    return tuple(values * 3) if len(values) == 1 else tuple(values)
+
+
+def build_from_hparams(hparams: HParams, num_classes: int) -> EfficientDet:
+    """The detector that the hyperparameters describe, with the weights that they name.
+
+    Args:
+        hparams: the trial's hyperparameters.
+        num_classes: classes of the data set, where the hyperparameters leave it open.
+
+    Raises:
+        ValueError: no such model, image size or override; the message says which.
+        FileNotFoundError: weights that are not there; the message says where they belong.
+    """
+    size = hparams.image_size
+    if isinstance(size, int):
+        size = [size, size]
+    detector = build_detector(
+        hparams.model,
+        hparams.num_classes or num_classes,
+        (size[0], size[1]) if size is not None else None,
+        pretrained_backbone=hparams.pretrained_backbone,
+        backbone_weights=Path(hparams.backbone_weights) if hparams.backbone_weights else None,
+        **detector_overrides(hparams),
+    )
+    if hparams.weights is not None:
+        load_weights(
+            detector, Path(hparams.weights), reset_class_head=hparams.reset_class_head
+        )
+    return detector

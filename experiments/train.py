@@ -1,0 +1,223 @@
+#!/usr/bin/env python3
+"""Train EfficientDet: the one entry point for python, torchrun, horovodrun and Determined.
+
+On a Determined cluster everything comes from the experiment's configuration and there are no
+arguments. Without one, `--config` names the same kind of file and `--out` a folder for the run;
+a run that was cut off goes on where its last checkpoint left it.
+"""
+
+import json
+import logging
+import math
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+# The trial is started as a script, on a cluster from a copy of the project: its packages are found
+# beside this file, not installed.
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "data-prep")]
+
+import determined as det  # noqa: E402
+import torch  # noqa: E402
+import typer  # noqa: E402
+from determined import pytorch  # noqa: E402
+
+from cocodata import DatasetError  # noqa: E402
+from experiments import local_run  # noqa: E402
+from experiments.callbacks import DivergedError, print_error  # noqa: E402
+from experiments.checkpoint import (  # noqa: E402
+    CheckpointError,
+    allow_checkpoint_globals,
+    verify_digests,
+)
+from experiments.communication import communicator, start_distributed  # noqa: E402
+from experiments.config import (  # noqa: E402
+    ConfigError,
+    ExperimentConfig,
+    apply_settings,
+    parse_config,
+    read_yaml,
+)
+from experiments.dataset import load_splits  # noqa: E402
+from experiments.hparams import HParamError, as_dict, changed_from_default  # noqa: E402
+from experiments.input import SampleError  # noqa: E402
+from experiments.periods import Every  # noqa: E402
+from experiments.trial import EfficientDetTrial, Run  # noqa: E402
+
+USER_ERRORS = (
+    CheckpointError,
+    ConfigError,
+    DatasetError,
+    DivergedError,
+    FileNotFoundError,
+    HParamError,
+    SampleError,
+    local_run.RunError,
+)
+
+
+def _prepare_torch(seed: int) -> None:
+    """Settings of the process: the same first weights on every rank, fast kernels."""
+    torch.manual_seed(seed)
+    torch.set_float32_matmul_precision("high")  # TF32 where a GPU has it
+    torch.backends.cudnn.benchmark = True  # shapes never change
+    allow_checkpoint_globals()
+
+
+def _make_run(
+    context: pytorch.PyTorchTrialContext,
+    config: ExperimentConfig,
+    folder: Path | None,
+    first_batch: int,
+) -> Run:
+    hparams = config.hparams
+    ranks = communicator()
+    if hparams.global_batch_size % ranks.size:
+        raise HParamError(
+            f"global_batch_size: {hparams.global_batch_size} cannot be shared out to {ranks.size} "
+            f"ranks; use a multiple of {ranks.size}"
+        )
+    train, val = load_splits(config, context.distributed)
+    return Run(
+        config=config,
+        train=train,
+        val=val,
+        communicator=ranks,
+        first_batch=first_batch,
+        batches_per_epoch=math.ceil(len(train) / hparams.global_batch_size),
+        folder=folder,
+    )
+
+
+def _fit(
+    trial: EfficientDetTrial, context: pytorch.PyTorchTrialContext, checkpoint: str | None
+) -> None:
+    """Hand the trial to Determined's trainer with the periods of its configuration."""
+    run, config = trial.run, trial.run.config
+    local = run.folder is not None
+    # Off a cluster the trainer counts its batches from 0 after each resume; on one it does not.
+    offset = run.first_batch if local else 0
+
+    def every(batches: int) -> pytorch.Batch:
+        return pytorch.Batch(Every(batches, offset=offset, last=run.total_batches))
+
+    def period(name: str) -> pytorch.Batch:
+        return every(
+            getattr(config, name).batches(
+                run.batches_per_epoch, config.hparams.global_batch_size
+            )
+        )
+
+    pytorch.Trainer(trial, context).fit(
+        checkpoint_period=period("checkpoint_period"),
+        validation_period=period("validation_period"),
+        reporting_period=every(config.reporting_batches),
+        # A search counts in epochs and compares this with its own max_time.
+        max_length=pytorch.Batch(run.total_batches) if local else pytorch.Epoch(trial.hparams.epochs),
+        checkpoint_policy="all" if local else config.checkpoint_policy,
+        latest_checkpoint=checkpoint,
+    )
+
+
+def train_on_cluster(info: det.ClusterInfo) -> None:
+    """One trial of an experiment, as the master ordered it."""
+    config = parse_config(info.trial._config, info.trial.hparams)
+    _prepare_torch(config.hparams.seed)
+    with pytorch.init(
+        hparams=as_dict(config.hparams), exp_conf=dict(config.raw)
+    ) as context:
+        checkpoint = info.latest_checkpoint
+        if checkpoint is not None:
+            with context._core.checkpoint.restore_path(checkpoint) as folder:
+                verify_digests(folder)
+        torch.manual_seed(config.hparams.seed)
+        run = _make_run(context, config, None, context.get_initial_batch())
+        trial = EfficientDetTrial(context, run)
+        if run.communicator.rank == 0:
+            print("hyperparameters:", changed_from_default(config.hparams), flush=True)
+        _fit(trial, context, checkpoint)
+
+
+def train_locally(
+    raw: dict[str, Any], out: Path, *, fresh: bool
+) -> None:
+    """A run without a cluster, in a folder of its own."""
+    config = parse_config(raw)
+    _prepare_torch(config.hparams.seed)
+    distributed = start_distributed()
+    chief = distributed is None or distributed.get_rank() == 0
+    if fresh and chief:
+        local_run.remove(out)
+    if distributed is not None:
+        communicator().barrier()
+    checkpoint = local_run.resume_point(out, raw)
+    os.environ["XDG_DATA_HOME"] = str(local_run.checkpoints(out).data_home)
+    os.chdir(ROOT)  # Determined copies the working directory into each checkpoint
+    with pytorch.init(
+        hparams=as_dict(config.hparams),
+        exp_conf=raw,
+        distributed=distributed,
+        enable_tensorboard_logging=False,  # the run's record writes it
+    ) as context:
+        run = _make_run(context, config, out, checkpoint.batches if checkpoint else 0)
+        if chief:
+            local_run.begin(out, raw, run.train, run.val)
+            print(_opening(run, config), flush=True)
+        torch.manual_seed(config.hparams.seed)
+        trial = EfficientDetTrial(context, run)
+        started = time.monotonic()
+        _fit(trial, context, checkpoint.uuid if checkpoint else None)
+        if chief and trial.position >= run.total_batches:
+            local_run.finish(out, trial, time.monotonic() - started)
+
+
+def _opening(run: Run, config: ExperimentConfig) -> str:
+    start = f"resuming at batch {run.first_batch}" if run.first_batch else "starting"
+    return (
+        f"{start}: {config.hparams.model} on {config.data} ({len(run.train)} training, "
+        f"{len(run.val)} validation images), {run.total_batches} batches of "
+        f"{config.hparams.global_batch_size} over {run.communicator.size} rank(s)\n"
+        f"hyperparameters: {json.dumps(changed_from_default(config.hparams))}"
+    )
+
+
+def main(
+    config: Annotated[
+        Path | None, typer.Option(help="An experiment's YAML file (without a cluster).")
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(help="Folder of the run: checkpoints, metrics, report.")
+    ] = Path("runs/local"),
+    data: Annotated[
+        Path | None, typer.Option(help="Data set folder in COCO's layout; else data.path.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="A hyperparameter, such as lr=0.01.")
+    ] = None,
+    fresh: Annotated[bool, typer.Option(help="Delete an earlier run in the folder.")] = False,
+) -> None:
+    """Train EfficientDet, on a Determined cluster or without one."""
+    # Determined logs each status change; what a person should see, the trial prints.
+    logging.getLogger("determined").setLevel(logging.WARNING)
+    info = det.get_cluster_info()
+    try:
+        if info is not None and info.task_type == "TRIAL":
+            train_on_cluster(info)
+        elif config is None:
+            raise ConfigError("no cluster here: give --config FILE, such as experiments/local.yaml")
+        else:
+            raw = read_yaml(config)
+            apply_settings(raw, settings or [])
+            if data is not None:
+                raw["data"] = {**(raw.get("data") or {}), "path": str(data.resolve())}
+            train_locally(raw, out.resolve(), fresh=fresh)
+    except USER_ERRORS as error:
+        print_error(str(error))
+        raise typer.Exit(1) from error
+
+
+if __name__ == "__main__":
+    typer.run(main)

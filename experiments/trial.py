@@ -1,0 +1,319 @@
+"""The trial: how EfficientDet is trained and evaluated, the same for every launcher and device."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from determined import pytorch
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
+
+from cocodata import Split
+from experiments.callbacks import Position, RunRecord
+from experiments.checkpoint import detector_description
+from experiments.communication import Communicator
+from experiments.config import ExperimentConfig
+from experiments.detector import build_from_hparams, detector_overrides
+from experiments.evaluation import CocoGroundTruth
+from experiments.evaluation.loop import SplitEvaluator
+from experiments.hparams import HParams
+from experiments.input import EvalLoader, FakeLoader, InputConfig, TrainLoader
+from experiments.metrics import EvaluationReducer, TrainingReducer
+from experiments.optimization import Schedule, build_optimizer, gradient_clipper
+from experiments.progress import TrainingProgress
+from model import (
+    AnchorTargets,
+    DetectionLoss,
+    EfficientDet,
+    anchor_boxes,
+    assign_targets,
+    convert_sync_batchnorm,
+)
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a trial runs on: its configuration, data, ranks and place in time."""
+
+    config: ExperimentConfig
+    train: Split
+    val: Split
+    communicator: Communicator
+    first_batch: int  # batches that were trained before this process began
+    batches_per_epoch: int
+    folder: Path | None  # of a run without a cluster; Determined keeps the others
+
+    @property
+    def total_batches(self) -> int:
+        """Batches of the whole run."""
+        return self.config.hparams.epochs * self.batches_per_epoch
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """A seed for all that a training step draws (stochastic depth), of no other step or rank.
+
+    Drawn anew for each step, so that a resumed run needs no generator's state. SplitMix64's
+    finaliser (Steele et al., Fast Splittable Pseudorandom Number Generators) spreads neighbours.
+    """
+    mask = (1 << 64) - 1
+    value = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank + 1) & mask
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & mask
+    return value ^ (value >> 31)
+
+
+class _RankShard(IterableDataset):
+    """Gives Determined the torch DataLoader that it insists on, around a loader of batches."""
+
+    def __init__(self, loader: EvalLoader | FakeLoader) -> None:
+        self._loader = loader
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self._loader)
+
+
+class EfficientDetTrial(pytorch.PyTorchTrial):
+    """Trains and evaluates one EfficientDet.
+
+    The position in the run is the trial's own: off a cluster Determined counts batches from 0
+    after every resume, and what a step does must depend on nothing but its place in the run.
+    """
+
+    def __init__(self, context: pytorch.PyTorchTrialContext, run: Run) -> None:
+        self.context = context
+        self.run = run
+        self.hparams: HParams = run.config.hparams
+        self.device: torch.device = context.device
+        self.communicator = run.communicator
+        context.experimental.disable_dataset_reproducibility_checks()
+
+        num_classes = run.train.categories.num_classes
+        detector = build_from_hparams(self.hparams, num_classes)
+        self.detector: EfficientDet = detector.to(self.device)
+        if self.hparams.sync_bn and self.communicator.size > 1:
+            self.detector = convert_sync_batchnorm(
+                self.detector, self.communicator.all_reduce_sum
+            )
+        if self.hparams.channels_last:
+            self.detector = self.detector.to(memory_format=torch.channels_last)
+        self.ema = self._build_ema()
+        self.anchors = anchor_boxes(self.detector.config).to(self.device)
+        self.loss = DetectionLoss(self.detector.config)
+
+        self.scaler = self._build_scaler()
+        self.model: nn.Module = context.wrap_model(self.detector)
+        self._compress_gradients()
+        self._losses = torch.compile(self._losses_of) if self.hparams.compile else self._losses_of
+        self.optimizer = context.wrap_optimizer(
+            build_optimizer(self.detector, self.hparams),
+            fp16_compression=self.hparams.fp16_compression,
+        )
+        self.schedule = Schedule(self.optimizer, self.hparams, run.batches_per_epoch)
+        self.clip = gradient_clipper(self.hparams)
+        self.position = run.first_batch
+
+        self.progress = TrainingProgress(
+            first_batch=run.first_batch,
+            total_batches=run.total_batches,
+            global_batch_size=self.hparams.global_batch_size,
+            shown=self.communicator.rank == 0,
+        )
+        self.training_metrics = context.wrap_reducer(
+            TrainingReducer(self.progress), for_validation=False
+        )
+        self.evaluator = SplitEvaluator(
+            self.detector.config, self.anchors, CocoGroundTruth(run.val), run.val.categories
+        )
+        self.evaluation = context.wrap_reducer(
+            EvaluationReducer(self.evaluator, self.communicator), for_training=False
+        )
+
+    def _build_ema(self) -> ModelEmaV3 | None:
+        if not self.hparams.model_ema:
+            return None
+        return ModelEmaV3(
+            self.detector,
+            decay=self.hparams.model_ema_decay,
+            use_warmup=self.hparams.model_ema_warmup,
+        )
+
+    def _build_scaler(self) -> torch.amp.GradScaler | None:
+        if not (self.hparams.amp and self.hparams.amp_dtype == "float16"):
+            return None
+        return self.context.wrap_scaler(torch.amp.GradScaler(self.device.type))
+
+    def _compress_gradients(self) -> None:
+        """Send gradients as float16 where torch.distributed does it; Horovod has it built in."""
+        if self.hparams.fp16_compression and isinstance(
+            self.model, nn.parallel.DistributedDataParallel
+        ):
+            from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+
+            self.model.register_comm_hook(None, default_hooks.fp16_compress_hook)
+
+    @property
+    def evaluated_weights(self) -> EfficientDet:
+        """The module that evaluation and users of the checkpoint get: averaged, if there is one."""
+        return self.ema.module if self.ema is not None else self.detector
+
+    # Input.
+
+    def _input_config(self) -> InputConfig:
+        hparams, config = self.hparams, self.detector.config
+        device = hparams.input_device
+        if device == "auto":
+            device = "gpu" if self.device.type == "cuda" else "cpu"
+        return InputConfig(
+            image_size=config.image_size,
+            mean=config.mean,
+            std=config.std,
+            fill_color=config.fill_color,
+            train_interpolation=hparams.train_interpolation,
+            interpolation=config.interpolation,
+            scale=(hparams.scale_min, hparams.scale_max),
+            reprob=hparams.reprob,
+            remode=hparams.remode,
+            recount=hparams.recount,
+            device=device,
+            device_id=self.communicator.local_rank if device == "gpu" else None,
+            threads=hparams.input_threads,
+            local_ranks=self.communicator.local_size,
+            seed=hparams.seed,
+            channels_last=hparams.channels_last,
+            pin_memory=hparams.pin_mem and device == "cpu" and self.device.type == "cuda",
+        )
+
+    def build_training_data_loader(self) -> TrainLoader | FakeLoader:
+        """An endless loader that begins at the run's position."""
+        share = {
+            "global_batch_size": self.hparams.global_batch_size,
+            "rank": self.communicator.rank,
+            "num_ranks": self.communicator.size,
+        }
+        if self.hparams.fake_data:
+            return FakeLoader(
+                self._input_config(), **share, num_classes=self.detector.config.num_classes,
+                batches=self.run.batches_per_epoch,
+            )
+        labeler = None
+        if not self.hparams.bench_labeler:
+            anchors = anchor_boxes(self.detector.config)
+
+            def labeler(boxes: Tensor, classes: Tensor) -> AnchorTargets:
+                return assign_targets(anchors, boxes, classes)
+
+        return TrainLoader(
+            self.run.train, self._input_config(), **share, start_batch=self.run.first_batch,
+            labeler=labeler,
+        )
+
+    def build_validation_data_loader(self) -> DataLoader:
+        """This rank's shard of the validation split."""
+        loader = EvalLoader(
+            self.run.val,
+            self._input_config(),
+            batch_size=self.hparams.eval_batch_size or self.context.get_per_slot_batch_size(),
+            rank=self.communicator.rank,
+            num_ranks=self.communicator.size,
+        )
+        return DataLoader(_RankShard(loader), batch_size=None)
+
+    # One training step.
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if not self.hparams.amp:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, getattr(torch, self.hparams.amp_dtype))
+
+    def _losses_of(
+        self, images: Tensor, targets: AnchorTargets, normalizer: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        with self._autocast():
+            class_logits, box_regressions = self.model(images)
+        return self.loss(class_logits, box_regressions, targets, normalizer)
+
+    def _targets(self, batch: Batch) -> AnchorTargets:
+        if "class_targets" in batch:
+            return AnchorTargets(
+                batch["class_targets"], batch["box_targets"], batch["num_positives"]
+            )
+        return assign_targets(self.anchors, batch["boxes"], batch["classes"])
+
+    def _normalizer(self, num_positives: Tensor) -> Tensor:
+        """Positive anchors of the global batch, a rank's mean share.
+
+        Gradients are averaged over the ranks, so that with this the sum over ranks is divided by
+        the positives of the whole batch, as one process with that batch would.
+        """
+        positives = num_positives.sum()
+        if self.communicator.size > 1:
+            positives = self.communicator.all_reduce_sum(positives)
+        return (positives + 1.0) / self.communicator.size
+
+    def train_batch(self, batch: Batch, epoch_idx: int, batch_idx: int) -> dict[str, Tensor]:
+        """One optimizer step on this rank's share of the global batch at the position."""
+        torch.manual_seed(step_seed(self.hparams.seed, self.position, self.communicator.rank))
+        lr = self.schedule.set(self.position)
+        targets = self._targets(batch)
+        loss, class_loss, box_loss = self._losses(
+            batch["image"], targets, self._normalizer(targets.num_positives)
+        )
+        self.context.backward(self.scaler.scale(loss) if self.scaler is not None else loss)
+        self.context.step_optimizer(self.optimizer, self._clip, scaler=self.scaler)
+        if self.scaler is not None:
+            self.scaler.update()
+            self._hold_loss_scale(self.scaler)
+        self.position += 1
+        if self.ema is not None:
+            self.ema.update(self.detector, step=self.position)
+        self.training_metrics.update(loss.detach(), class_loss.detach(), box_loss.detach(), lr)
+        wanted = self.progress.wants_loss()
+        self.progress.batch(self.position, float(loss.detach()) if wanted else None, lr)
+        # Metrics go through the reducer: what is returned here would be copied from the device
+        # after every batch.
+        return {}
+
+    def _clip(self, parameters: Any) -> None:
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        if self.clip is not None:
+            self.clip(parameters)
+
+    def _hold_loss_scale(self, scaler: torch.amp.GradScaler) -> None:
+        floor = self.hparams.min_loss_scale
+        if floor is not None and scaler.get_scale() < floor:
+            scaler.update(new_scale=floor)
+
+    # Evaluation.
+
+    def share_evaluated_weights(self) -> None:
+        """Make every rank evaluate rank 0's weights: ranks' BN statistics differ without sync_bn.
+
+        The checkpoint is rank 0's, so that its metrics are those that were reported.
+        """
+        if self.communicator.size > 1:
+            self.communicator.broadcast_(list(self.evaluated_weights.state_dict().values()))
+
+    def evaluate_batch(self, batch: Batch) -> dict[str, Tensor]:
+        """Add one batch of this rank's shard to the evaluation."""
+        with self._autocast():
+            self.evaluator.add(self.evaluated_weights, batch)
+        return {}
+
+    def get_batch_length(self, batch: Batch) -> int:
+        """Images of a batch."""
+        return len(batch["image"])
+
+    def build_callbacks(self) -> dict[str, pytorch.PyTorchCallback]:
+        """What happens between batches; `position` is also what checkpoints keep of the trial."""
+        description = detector_description(self.detector, detector_overrides(self.hparams))
+        return {
+            "position": Position(self, description),
+            "record": RunRecord(self),
+        }
