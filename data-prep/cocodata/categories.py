@@ -76,7 +76,7 @@ class Categories:
 
     def known(self, category_ids: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Tell which of the (N,) category ids belong to a category."""
-        return np.isin(category_ids, self._id_array)
+        return np.asarray(np.isin(category_ids, self._id_array), dtype=np.bool_)
 
     def labels_of(self, category_ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the labels of (N,) category ids, all of which must be known."""

@@ -1,0 +1,307 @@
+"""The look at a data set before training starts.
+
+What counts as a problem is decided so that COCO 2017 itself has none:
+
+- A box may reach past the edge of its image by up to two pixels, which is rounding.
+- A box less than a pixel wide or high cannot be learnt and is left out of training, as in the
+  published trainings; that is told in a note. A box without any area is a problem, but for the
+  two that train2017 is known to have.
+- Grayscale and CMYK images are JPEG files like others, and bytes after the end marker are no harm.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from cocodata.annotations import Annotations, annotation_file, read_annotations
+from cocodata.errors import DatasetError
+from cocodata.jpeg import JpegError, TruncatedJpegError, jpeg_size
+from cocodata.manifest import Manifest, hold_against, read_manifest, usable_cores
+from cocodata.problems import CheckReport, Problem, ProblemKind, count
+from cocodata.split import Split, build_split
+
+MAX_UNUSABLE = 0.01
+"""The largest part of a split that may be left out."""
+
+_EDGE_TOLERANCE = 2.0  # Pixels.
+
+# (annotation id, image id) of the boxes of height 0 in COCO's own instances_train2017.json.
+_KNOWN_WITHOUT_AREA = {(918, 200365), (2206849, 550395)}
+
+
+@dataclass(frozen=True)
+class SoundData:
+    """Splits fit to train on.
+
+    Attributes:
+        splits: without the images that cannot be used, in the order asked for.
+        left_out: how many images were left out of each split, by name.
+        report: what the look found.
+    """
+
+    splits: tuple[Split, ...]
+    left_out: dict[str, int]
+    report: CheckReport
+
+
+def require_sound(
+    data: Path, split_names: Sequence[str], *, strict: bool = True, threads: int | None = None
+) -> SoundData:
+    """Read the splits of a data set after making sure that they can be trained on.
+
+    Args:
+        data: the data set folder.
+        split_names: splits to look at and to read.
+        strict: whether any problem is an error; if not, unusable images are left out, and boxes
+            of unknown images with them.
+        threads: threads that look at files; None for a choice by the number of cores.
+
+    Raises:
+        DatasetError: there are problems and `strict` is set, or leaving images out does not help
+            (annotation file unusable, empty split), or more than 1 % of a split would be left out.
+    """
+    report = check_dataset(data, split_names, threads=threads)
+    annotations = dict(report.annotations)
+    obstacles = []
+    for name in split_names:
+        of_split = [problem for problem in report.problems if problem.split == name]
+        if any(p.kind in (ProblemKind.ANNOTATIONS, ProblemKind.EMPTY) for p in of_split):
+            obstacles.append(f"{name} cannot be used at all")
+            continue
+        if name not in annotations:
+            annotations[name] = read_annotations(annotation_file(data, name))
+        for bad, total, what in (
+            (len(report.unusable(name)), len(annotations[name].image_ids), "image"),
+            (sum(p.image_id is None for p in of_split), len(annotations[name].boxes), "box"),
+        ):
+            if bad > MAX_UNUSABLE * total:
+                obstacles.append(
+                    f"{count(bad, what)} of {total} in {name} ({bad / total:.1%}) cannot be used"
+                )
+    if report.problems and (strict or obstacles):
+        if obstacles:
+            ending = f"{'; '.join(obstacles)}: more than 1 % is an error also with strict: false"
+        else:
+            count = sum(len(report.unusable(name)) for name in split_names)
+            ending = f"strict: false trains without the {count(count, 'image')} concerned"
+        raise DatasetError(f"{report.message()}\n{ending}")
+
+    splits, left_out = [], {}
+    for name in split_names:
+        split = build_split(data, name, annotations[name])
+        unusable = report.unusable(name)
+        left_out[name] = len(unusable)
+        if len(unusable):
+            split = split.select(~np.isin(split.image_ids, unusable))
+        splits.append(split)
+    return SoundData(tuple(splits), left_out, report)
+
+
+def check_dataset(
+    data: Path,
+    split_names: Sequence[str],
+    *,
+    threads: int | None = None,
+    advance: Callable[[int], None] = lambda _: None,
+    use_manifest: bool = True,
+) -> CheckReport:
+    """Look at the splits of a data set without decoding images.
+
+    A data set with a manifest that was verified is only held against it.
+
+    Args:
+        data: the data set folder.
+        split_names: splits to look at.
+        threads: threads that look at files; None for a choice by the number of cores.
+        advance: told how many more images are done.
+        use_manifest: whether to trust a verified manifest.
+
+    Raises:
+        DatasetError: the manifest is damaged.
+    """
+    threads = threads or min(32, 4 * usable_cores())
+    manifest = read_manifest(data) if use_manifest else None
+    if manifest is not None and manifest.verified is not None:
+        return _hold(data, split_names, manifest, threads)
+    report = CheckReport(data, tuple(split_names), [], [], False, {})
+    for name in split_names:
+        _check_split(report, name, threads, advance)
+    return report
+
+
+def _hold(data: Path, split_names: Sequence[str], manifest: Manifest, threads: int) -> CheckReport:
+    report = CheckReport(data, tuple(split_names), [], [], True, {})
+    differences = {
+        found.path: found.detail for found in hold_against(data, manifest, threads=threads)
+    }
+    for name in split_names:
+        own_file = f"annotations/instances_{name}.json"
+        if own_file not in manifest.files:
+            differences[own_file] = "not in the manifest"
+        if own_file in differences:
+            report.problems.append(
+                Problem(ProblemKind.ANNOTATIONS, own_file, differences[own_file], name)
+            )
+            continue
+        concerned = {path: why for path, why in differences.items() if path.startswith(f"{name}/")}
+        if not concerned:
+            continue
+        annotations = read_annotations(annotation_file(data, name))
+        report.annotations[name] = annotations
+        ids = dict(zip(annotations.file_names, annotations.image_ids.tolist(), strict=True))
+        for path, detail in concerned.items():
+            image_id = ids.get(path.removeprefix(f"{name}/"))
+            if image_id is not None:  # A file that no annotation names is not trained on.
+                kind = ProblemKind.MISSING if detail == "missing" else ProblemKind.CHANGED
+                report.problems.append(
+                    Problem(kind, path, "" if detail == "missing" else detail, name, image_id)
+                )
+    return report
+
+
+def _check_split(
+    report: CheckReport, name: str, threads: int, advance: Callable[[int], None]
+) -> None:
+    own_file = f"annotations/instances_{name}.json"
+    try:
+        annotations = read_annotations(annotation_file(report.data, name))
+    except DatasetError as error:
+        report.problems.append(Problem(ProblemKind.ANNOTATIONS, own_file, str(error), name))
+        return
+    report.annotations[name] = annotations
+    if len(annotations.image_ids) == 0:
+        report.problems.append(Problem(ProblemKind.EMPTY, own_file, "it lists no images", name))
+        return
+    if not len(build_split(report.data, name, annotations).boxes):
+        report.problems.append(
+            Problem(ProblemKind.EMPTY, own_file, "it has no box that can be learnt", name)
+        )
+    report.problems.extend(_id_problems(name, own_file, annotations))
+    report.problems.extend(_box_problems(name, annotations, report.notes))
+    if not (report.data / name).is_dir():
+        report.problems.append(
+            Problem(ProblemKind.EMPTY, name, "the image folder is missing", name)
+        )
+        return
+    report.problems.extend(_file_problems(report.data / name, name, annotations, threads, advance))
+
+
+def _id_problems(name: str, own_file: str, annotations: Annotations) -> Iterable[Problem]:
+    ids, counts = np.unique(annotations.image_ids, return_counts=True)
+    for image_id in ids[counts > 1].tolist():
+        detail = f"several images have the id {image_id}"
+        yield Problem(ProblemKind.IDS, own_file, detail, name, image_id)
+    strays = np.flatnonzero(~np.isin(annotations.box_image_ids, ids))
+    for row in strays.tolist():
+        yield Problem(
+            ProblemKind.IDS,
+            f"{own_file}, annotation {annotations.box_ids[row]}",
+            f"there is no image with its image_id {annotations.box_image_ids[row]}",
+            name,
+        )
+
+
+def _box_problems(name: str, annotations: Annotations, notes: list[str]) -> Iterable[Problem]:
+    ids, order = np.unique(annotations.image_ids, return_index=True)
+    known_image = np.isin(annotations.box_image_ids, ids)
+    if not len(ids):
+        return
+    owner = np.searchsorted(ids, annotations.box_image_ids).clip(max=len(ids) - 1)
+    size = annotations.sizes[order][owner].astype(np.float64)
+    low, extent = annotations.boxes[:, :2], annotations.boxes[:, 2:]
+    high = low + extent
+    with np.errstate(invalid="ignore"):
+        without_area = ~(extent > 0).all(axis=1)
+        outside = ((low < -_EDGE_TOLERANCE) | (high > size + _EDGE_TOLERANCE)).any(axis=1)
+        outside |= ((high <= 0) | (low >= size)).any(axis=1)
+        tiny = ~without_area & (extent < 1).any(axis=1)
+    outside |= ~np.isfinite(annotations.boxes).all(axis=1)
+    is_known = np.zeros(len(owner), np.bool_)
+    for row in np.flatnonzero(without_area & (extent >= 0).all(axis=1)).tolist():
+        pair = (int(annotations.box_ids[row]), int(annotations.box_image_ids[row]))
+        is_known[row] = pair in _KNOWN_WITHOUT_AREA
+    without_area &= ~is_known
+    left_out = int((tiny | is_known).sum())
+    if left_out:
+        notes.append(
+            f"{name}: {count(left_out, 'box')} less than a pixel wide or high, not trained on"
+        )
+
+    unknown = ~annotations.categories.known(annotations.box_category_ids)
+    for row in np.flatnonzero(known_image & (without_area | outside | unknown)).tolist():
+        file_name = annotations.file_names[int(order[owner[row]])]
+        where = f"{name}/{file_name}, annotation {annotations.box_ids[row]}"
+        image_id = int(annotations.box_image_ids[row])
+        box = [round(value, 2) for value in annotations.boxes[row].tolist()]
+        width, height = size[row].astype(int).tolist()
+        if without_area[row]:
+            yield Problem(ProblemKind.BOX, where, f"bbox {box} has no area", name, image_id)
+        elif outside[row]:
+            detail = f"bbox {box} reaches outside the image of {width} x {height}"
+            yield Problem(ProblemKind.BOX, where, detail, name, image_id)
+        if unknown[row]:
+            detail = f"category_id {annotations.box_category_ids[row]} is not in the file's list"
+            yield Problem(ProblemKind.CATEGORY, where, detail, name, image_id)
+
+
+def _file_problems(
+    folder: Path,
+    name: str,
+    annotations: Annotations,
+    threads: int,
+    advance: Callable[[int], None],
+) -> Iterable[Problem]:
+    def check(images: range) -> list[Problem]:
+        found = []
+        for index in images:
+            file_name = annotations.file_names[index]
+            failure = _file_failure(folder, file_name, annotations.sizes[index].tolist())
+            if failure is not None:
+                image_id = int(annotations.image_ids[index])
+                found.append(Problem(failure[0], f"{name}/{file_name}", failure[1], name, image_id))
+        advance(len(images))
+        return found
+
+    total = len(annotations.file_names)
+    with ThreadPoolExecutor(threads) as pool:
+        ranges = [range(start, min(start + 256, total)) for start in range(0, total, 256)]
+        for found in pool.map(check, ranges):
+            yield from found
+
+
+def _file_failure(folder: Path, file_name: str, size: list[int]) -> tuple[ProblemKind, str] | None:
+    relative = PurePosixPath(file_name)
+    if relative.is_absolute() or ".." in relative.parts or not relative.parts:
+        return ProblemKind.PATH, f"the annotations name it {file_name!r}"
+    try:
+        found = jpeg_size(os.path.join(folder, file_name))  # noqa: PTH118 - twice as fast
+    except (OSError, JpegError) as error:
+        return _failure_of(error)
+    return size_failure(found, (size[0], size[1]))
+
+
+def size_failure(
+    found: tuple[int, int], annotated: tuple[int, int]
+) -> tuple[ProblemKind, str] | None:
+    """Return how the (width, height) of an image contradicts its annotations; None if it agrees."""
+    if found == annotated:
+        return None
+    return (
+        ProblemKind.SIZE,
+        f"{found[0]} x {found[1]} pixels, {annotated[0]} x {annotated[1]} in the annotations",
+    )
+
+
+def _failure_of(error: Exception) -> tuple[ProblemKind, str]:
+    match error:
+        case FileNotFoundError():
+            return ProblemKind.MISSING, ""
+        case TruncatedJpegError():
+            return ProblemKind.TRUNCATED, str(error)
+        case JpegError():
+            return ProblemKind.NOT_JPEG, str(error)
+    return ProblemKind.MISSING, f"cannot be read ({error})"

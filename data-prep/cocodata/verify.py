@@ -1,0 +1,159 @@
+"""The full look at a data set: every byte hashed, every image decoded."""
+
+import hashlib
+import io
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from cocodata.check import check_dataset, size_failure
+from cocodata.manifest import (
+    FileEntry,
+    Manifest,
+    chunks,
+    dataset_files,
+    hash_file,
+    mark_verified,
+    read_manifest,
+    usable_cores,
+    write_manifest,
+)
+from cocodata.problems import CheckReport, Problem, ProblemKind
+from cocodata.split import splits
+
+
+@dataclass(frozen=True)
+class _Image:
+    """An image file as its split's annotations have it."""
+
+    path: str
+    split: str
+    image_id: int
+    size: tuple[int, int]
+
+
+def verify_dataset(
+    data: Path, *, workers: int | None = None, advance: Callable[[int], None] = lambda _: None
+) -> tuple[CheckReport, Manifest]:
+    """Check a data set completely, and write the outcome into its manifest.
+
+    Beyond what is looked at before training, every image is decoded, and every file's hash is
+    compared with the manifest. A data set without a manifest gets one. It is marked as verified
+    if nothing is wrong, and the mark is taken away otherwise.
+
+    Args:
+        data: the data set folder.
+        workers: number of processes; None for one per core.
+        advance: told how many more files are done, of `len(dataset_files(data))`.
+
+    Raises:
+        DatasetError: the folder is no data set, or its manifest is damaged.
+    """
+    split_names = splits(data)
+    manifest = read_manifest(data)
+    paths = dataset_files(data)
+    report = check_dataset(data, split_names, use_manifest=False)
+    images = _images(report, split_names)
+
+    entries: dict[str, FileEntry] = {}
+    broken = {(problem.split, problem.image_id) for problem in report.problems}
+    with ProcessPoolExecutor(workers or usable_cores()) as pool:
+        tasks = ([(path, images.get(path)) for path in chunk] for chunk in chunks(paths, 64))
+        for some in pool.map(partial(_inspect, data), tasks):
+            for path, entry, failure in some:
+                entries[path] = entry
+                # What the quick look has found is not told twice.
+                if failure is not None and (failure.split, failure.image_id) not in broken:
+                    report.problems.append(failure)
+            advance(len(some))
+
+    if manifest is None:
+        manifest = Manifest(data.resolve().name, entries)
+    else:
+        report.problems.extend(
+            found
+            for found in _differences(manifest, entries, split_names, images)
+            if found.image_id is None or (found.split, found.image_id) not in broken
+        )
+    if report.problems:
+        manifest = replace(manifest, verified=None)
+    else:
+        manifest = mark_verified(
+            manifest,
+            at=datetime.now(UTC).isoformat(timespec="seconds"),
+            images={name: len(report.annotations[name].image_ids) for name in split_names},
+        )
+    write_manifest(data, manifest)
+    return report, manifest
+
+
+def _images(report: CheckReport, split_names: Sequence[str]) -> dict[str, _Image]:
+    images = {}
+    for name in split_names:
+        annotations = report.annotations.get(name)
+        if annotations is None:
+            continue
+        for file_name, image_id, size in zip(
+            annotations.file_names,
+            annotations.image_ids.tolist(),
+            annotations.sizes.tolist(),
+            strict=True,
+        ):
+            path = f"{name}/{file_name}"
+            images[path] = _Image(path, name, image_id, (size[0], size[1]))
+    return images
+
+
+def _inspect(
+    data: Path, files: list[tuple[str, _Image | None]]
+) -> list[tuple[str, FileEntry, Problem | None]]:
+    return [_inspect_one(data, path, image) for path, image in files]
+
+
+def _inspect_one(
+    data: Path, path: str, image: _Image | None
+) -> tuple[str, FileEntry, Problem | None]:
+    if image is None:
+        return path, hash_file(data / path), None
+    content = (data / path).read_bytes()
+    entry = FileEntry(len(content), hashlib.sha256(content).hexdigest())
+    try:
+        with Image.open(io.BytesIO(content), formats=["JPEG"]) as picture:
+            picture.load()
+            failure = size_failure(picture.size, image.size)
+    except UnidentifiedImageError:
+        failure = ProblemKind.NOT_JPEG, "its headers cannot be read"
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow's ways to refuse damaged data.
+        failure = ProblemKind.DECODE, str(error)
+    if failure is None:
+        return path, entry, None
+    return path, entry, Problem(failure[0], path, failure[1], image.split, image.image_id)
+
+
+def _differences(
+    manifest: Manifest,
+    entries: dict[str, FileEntry],
+    split_names: Sequence[str],
+    images: dict[str, _Image],
+) -> list[Problem]:
+    problems = []
+    for path in sorted(manifest.files.keys() | entries.keys()):
+        if entries.get(path) == manifest.files.get(path):
+            continue
+        if path not in entries:
+            detail = "missing"
+        elif path not in manifest.files:
+            detail = "not in the manifest"
+        else:
+            detail = "size or hash is not the manifest's"
+        image = images.get(path)
+        split = next((name for name in split_names if name in path), split_names[0])
+        problems.append(
+            Problem(ProblemKind.CHANGED, path, detail, split, image.image_id if image else None)
+        )
+    return problems
