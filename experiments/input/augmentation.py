@@ -76,7 +76,7 @@ class Geometry:
         return np.minimum(self.scaled_size, self.input_size)
 
     def source_window(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Start and end of the window in source pixels (y, x), each (N, 2); x runs back if flipped."""
+        """Start and end (y, x) of the window in source pixels, (N, 2); a flip swaps them in x."""
         per_pixel = self.source_size / self.scaled_size
         start = self.offset * per_pixel
         end = (self.offset + self.visible_size) * per_pixel
@@ -125,7 +125,7 @@ def random_geometry(config: InputConfig, sizes: Sizes, draws: FloatArray) -> Geo
 
 
 def fitted_geometry(config: InputConfig, sizes: Sizes) -> Geometry:
-    """Evaluation's geometry of images of (N, 2) widths and heights: as large as the input allows."""
+    """Evaluation's geometry of images of (N, 2) widths and heights: as large as can be."""
     source_size, scaled_size, scale = _scaled(config, sizes, np.ones(len(sizes)))
     return Geometry(
         source_size=source_size,

@@ -40,7 +40,7 @@ class SampleOrder:
 
     @property
     def batches_per_epoch(self) -> int:
-        """Batches that it takes to see every sample, the last of them shared with the next epoch."""
+        """Batches that show every sample, the last of them shared with the next epoch."""
         return -(-self.num_samples // self.global_batch_size)
 
     def permutation(self, epoch: int) -> IntArray:

@@ -83,6 +83,7 @@ class BatchStream:
         self._pipeline: Pipeline | None = None
         self._pass: Generator[Batch, None, None] | None = None
         self._device = torch.device("cpu" if config.device == "cpu" else f"cuda:{config.device_id}")
+        self._scheduled = False
         self.closed = False
 
     def batches(self, first: int, end: int | None = None) -> Generator[Batch, None, None]:
@@ -97,6 +98,7 @@ class BatchStream:
             raise ValueError("the loader is closed: make a new one")
         if self._pass is not None:
             self._pass.close()
+        self._rewind()
         self._pass = self._one_pass(first, end)
         return self._pass
 
@@ -112,28 +114,28 @@ class BatchStream:
     def _one_pass(self, first: int, end: int | None) -> Generator[Batch, None, None]:
         if end is not None and first >= end:
             return
-        pipeline = self._begin(first, end)
         try:
-            pipeline.schedule_run()
-            while (batch := self._collect(pipeline)) is not None:
-                pipeline.schedule_run()
+            self._begin(first, end)
+            while (batch := self._collect()) is not None:
+                self._schedule()
                 yield batch
-        except GeneratorExit:
-            # Nothing more is fed, so that the pipeline sees the end of its input and can start
-            # over.
-            self._prepared.clear()
-            if not self.closed:
-                pipeline.schedule_run()
-                while self._outputs(pipeline) is not None:
-                    self._in_flight.popleft()
-                pipeline.reset()
-        except BaseException:
+        except Exception:
             self.close()
             raise
-        else:
-            pipeline.reset()
+        self._rewind()
 
-    def _begin(self, first: int, end: int | None) -> Pipeline:
+    def _rewind(self) -> None:
+        """Let the pipeline see the end of its input, so that it can start over."""
+        if self._pipeline is not None and self._scheduled:
+            self._prepared.clear()
+            self._schedule()
+            while self._outputs() is not None:
+                pass
+            self._in_flight.clear()
+            self._pipeline.reset()
+            self._scheduled = False
+
+    def _begin(self, first: int, end: int | None) -> None:
         if self._pipeline is None:
             self._executor = ThreadPoolExecutor(1, "input")
             self._pipeline = image_pipeline(
@@ -141,9 +143,16 @@ class BatchStream:
             )
             self._pipeline.build()
         self._next, self._end = first, end
+        self._scheduled = True
         for _ in range(self._config.prefetch):
             self._prepare_next()
-        return self._pipeline
+        self._schedule()
+
+    def _schedule(self) -> None:
+        """Have another batch made; the first time, as many as are made ahead."""
+        if self._pipeline is None:
+            raise ValueError("the loader was closed while it was in use")
+        self._pipeline.schedule_run()
 
     def _prepare_next(self) -> None:
         if self._executor is not None and (self._end is None or self._next < self._end):
@@ -163,9 +172,9 @@ class BatchStream:
         self._in_flight.append(prepared)
         return inputs
 
-    def _collect(self, pipeline: Pipeline) -> Batch | None:
+    def _collect(self) -> Batch | None:
         """The next batch that the pipeline has finished; None after the last."""
-        outputs = self._outputs(pipeline)
+        outputs = self._outputs()
         if outputs is None:
             return None
         images, shapes, ends = outputs
@@ -179,11 +188,12 @@ class BatchStream:
         rest = {key: tensor.to(self._device) for key, tensor in prepared.tensors.items()}
         return {"image": image, **rest}
 
-    def _outputs(self, pipeline: Pipeline) -> Any:
+    def _outputs(self) -> Any:
+        assert self._pipeline is not None
         # On a GPU the memory must not be used again before what the consumer has queued is done.
         stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
         try:
-            return pipeline.outputs(cuda_stream=stream)
+            return self._pipeline.outputs(cuda_stream=stream)
         except StopIteration:
             return None
         except RuntimeError as error:
