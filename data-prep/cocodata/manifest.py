@@ -9,7 +9,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -212,11 +212,6 @@ def _difference(data: Path, path: str, entry: FileEntry) -> str | None:
     if path.startswith("annotations/") and hash_file(data / path) != entry:
         return "content is not what the manifest's hash says"
     return None
-
-
-def mark_verified(manifest: Manifest, **what: Any) -> Manifest:
-    """Return the manifest with the record of a verification."""
-    return replace(manifest, verified=what)
 
 
 def chunks(items: Iterable[str], size: int) -> Iterator[list[str]]:

@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from datetime import UTC, datetime
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,13 @@ from PIL import Image
 from cocodata.errors import DatasetError
 from cocodata.manifest import (
     MANIFEST_NAME,
-    build_manifest,
     hold_against,
-    mark_verified,
     read_manifest,
     usable_cores,
     write_manifest,
 )
 from cocodata.shapes import CATEGORY_IDS, draw_scene
+from cocodata.verify import verify_dataset
 
 # Counts the changes to what is generated, so that a folder made before one is made again.
 _REVISION = 1
@@ -47,7 +46,7 @@ def generate_mini_coco(
     """Generate the mini COCO into a folder, or find it there already.
 
     It appears in one piece: it is made beside the folder and renamed. The same seed and version of
-    Pillow give the same bytes. The manifest is marked as verified.
+    Pillow give the same bytes. It is verified before it appears, and its manifest says so.
 
     Args:
         out: folder to make. One that holds an older mini COCO is replaced.
@@ -80,15 +79,10 @@ def generate_mini_coco(
             zip(_SPLITS, (num_train, num_val), strict=True)
         ):
             _write_split(beside, split, count, (seed, split_index), advance)
-        manifest = build_manifest(beside, name)
-        write_manifest(
-            beside,
-            mark_verified(
-                manifest,
-                at=datetime.now(UTC).isoformat(timespec="seconds"),
-                images={"train2017": num_train, "val2017": num_val},
-            ),
-        )
+        _, manifest = verify_dataset(beside)
+        if manifest.verified is None:
+            raise AssertionError(f"the generated data set {beside} is not sound")
+        write_manifest(beside, replace(manifest, name=name))
         if out.exists():
             replaced = out.with_name(f".{out.name}.replaced-{os.getpid()}")
             out.rename(replaced)

@@ -18,7 +18,6 @@ from cocodata.manifest import (
     chunks,
     dataset_files,
     hash_file,
-    mark_verified,
     read_manifest,
     usable_cores,
     write_manifest,
@@ -43,8 +42,8 @@ def verify_dataset(
     """Check a data set completely, and write the outcome into its manifest.
 
     Beyond what is looked at before training, every image is decoded, and every file's hash is
-    compared with the manifest. A data set without a manifest gets one. It is marked as verified
-    if nothing is wrong, and the mark is taken away otherwise.
+    compared with the manifest. It is marked as verified if nothing is wrong, and the mark is taken
+    away otherwise. A data set without a manifest gets one, if nothing is wrong.
 
     Args:
         data: the data set folder.
@@ -72,23 +71,24 @@ def verify_dataset(
                     report.problems.append(failure)
             advance(len(some))
 
-    if manifest is None:
-        manifest = Manifest(data.resolve().name, entries)
-    else:
+    if manifest is not None:
         report.problems.extend(
             found
             for found in _differences(manifest, entries, split_names, images)
             if found.image_id is None or (found.split, found.image_id) not in broken
         )
-    if report.problems:
-        manifest = replace(manifest, verified=None)
-    else:
-        manifest = mark_verified(
+    manifest = manifest or Manifest(data.resolve().name, entries)
+    if not report.problems:
+        manifest = replace(
             manifest,
-            at=datetime.now(UTC).isoformat(timespec="seconds"),
-            images={name: len(report.annotations[name].image_ids) for name in split_names},
+            verified={
+                "at": datetime.now(UTC).isoformat(timespec="seconds"),
+                "images": {name: len(report.annotations[name].image_ids) for name in split_names},
+            },
         )
-    write_manifest(data, manifest)
+        write_manifest(data, manifest)
+    elif manifest.verified is not None:
+        write_manifest(data, replace(manifest, verified=None))
     return report, manifest
 
 
