@@ -86,8 +86,8 @@ def require_sound(
         if obstacles:
             ending = f"{'; '.join(obstacles)}: more than 1 % is an error also with strict: false"
         else:
-            unusable = sum(len(report.unusable(name)) for name in split_names)
-            ending = f"strict: false trains without the {count(unusable, 'image')} concerned"
+            num_unusable = sum(len(report.unusable(name)) for name in split_names)
+            ending = f"strict: false trains without the {count(num_unusable, 'image')} concerned"
         raise DatasetError(f"{report.message()}\n{ending}")
 
     splits, left_out = [], {}
