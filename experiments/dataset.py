@@ -24,7 +24,10 @@ def load_splits(
     if distributed.get_local_rank() == 0:
         try:
             sound = require_sound(config.data, names, strict=config.hparams.strict)
-            loaded = list(sound)
+            loaded = list(sound.splits)
+            for name, count in sound.left_out.items():
+                if count:
+                    print(f"{name}: {count} unsound images are left out (strict: false)")
         except DatasetError as error:
             failure = str(error)
     # Every rank learns of every machine's failure, so that all stop with the message.

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.hparams import HParams
-from model import EfficientDet, build_detector, load_weights
+from model import EfficientDet, build_detector, detector_config, load_weights
 
 
 def detector_overrides(hparams: HParams) -> dict[str, Any]:
@@ -21,8 +21,10 @@ def detector_overrides(hparams: HParams) -> dict[str, Any]:
         "interpolation": hparams.interpolation,
         "mean": _three(hparams.mean),
         "std": _three(hparams.std),
-        "drop_path_rate": hparams.drop_path_rate,
     }
+    if hparams.drop_path_rate is not None:
+        arguments = detector_config(hparams.model).backbone_args
+        chosen["backbone_args"] = {**arguments, "drop_path_rate": hparams.drop_path_rate}
     return {name: value for name, value in chosen.items() if value is not None}
 
 

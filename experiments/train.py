@@ -141,9 +141,7 @@ def train_on_cluster(info: det.ClusterInfo) -> None:
         _fit(trial, context, checkpoint)
 
 
-def train_locally(
-    raw: dict[str, Any], out: Path, *, fresh: bool
-) -> None:
+def train_locally(raw: dict[str, Any], out: Path, *, fresh: bool, skip_damaged: bool) -> None:
     """A run without a cluster, in a folder of its own."""
     config = parse_config(raw)
     _prepare_torch(config.hparams.seed)
@@ -153,7 +151,11 @@ def train_locally(
         local_run.remove(out)
     if distributed is not None:
         communicator().barrier()
-    checkpoint = local_run.resume_point(out, raw)
+    checkpoint = local_run.resume_point(out, config, skip_damaged=skip_damaged)
+    if local_run.is_finished(out):
+        if chief:
+            print(f"this run is finished: look at {out}, or give --fresh to train it anew")
+        return
     os.environ["XDG_DATA_HOME"] = str(local_run.checkpoints(out).data_home)
     os.chdir(ROOT)  # Determined copies the working directory into each checkpoint
     with pytorch.init(
@@ -164,7 +166,7 @@ def train_locally(
     ) as context:
         run = _make_run(context, config, out, checkpoint.batches if checkpoint else 0)
         if chief:
-            local_run.begin(out, raw, run.train, run.val)
+            local_run.begin(out, config, run.train, run.val)
             print(_opening(run, config), flush=True)
         torch.manual_seed(config.hparams.seed)
         trial = EfficientDetTrial(context, run)
@@ -198,6 +200,9 @@ def main(
         list[str] | None, typer.Option("--set", help="A hyperparameter, such as lr=0.01.")
     ] = None,
     fresh: Annotated[bool, typer.Option(help="Delete an earlier run in the folder.")] = False,
+    skip_damaged: Annotated[
+        bool, typer.Option(help="Resume from the newest checkpoint that is sound.")
+    ] = False,
 ) -> None:
     """Train EfficientDet, on a Determined cluster or without one."""
     # Determined logs each status change; what a person should see, the trial prints.
@@ -213,7 +218,7 @@ def main(
             apply_settings(raw, settings or [])
             if data is not None:
                 raw["data"] = {**(raw.get("data") or {}), "path": str(data.resolve())}
-            train_locally(raw, out.resolve(), fresh=fresh)
+            train_locally(raw, out.resolve(), fresh=fresh, skip_damaged=skip_damaged)
     except USER_ERRORS as error:
         print_error(str(error))
         raise typer.Exit(1) from error

@@ -1,7 +1,7 @@
 """The trial: how EfficientDet is trained and evaluated, the same for every launcher and device."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import torch
 from determined import pytorch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
 from cocodata import Split
 from experiments.callbacks import Position, RunRecord
@@ -20,6 +20,7 @@ from experiments.config import ExperimentConfig
 from experiments.detector import build_from_hparams, detector_overrides
 from experiments.evaluation import CocoGroundTruth
 from experiments.evaluation.loop import SplitEvaluator
+from experiments.feeding import PinnedBatches, RankShard
 from experiments.hparams import HParams
 from experiments.input import EvalLoader, FakeLoader, InputConfig, TrainLoader
 from experiments.metrics import EvaluationReducer, TrainingReducer
@@ -31,7 +32,6 @@ from model import (
     EfficientDet,
     anchor_boxes,
     assign_targets,
-    convert_sync_batchnorm,
 )
 
 Batch = dict[str, Tensor]
@@ -68,16 +68,6 @@ def step_seed(seed: int, step: int, rank: int) -> int:
     return value ^ (value >> 31)
 
 
-class _RankShard(IterableDataset):
-    """Gives Determined the torch DataLoader that it insists on, around a loader of batches."""
-
-    def __init__(self, loader: EvalLoader | FakeLoader) -> None:
-        self._loader = loader
-
-    def __iter__(self) -> Iterator[Batch]:
-        return iter(self._loader)
-
-
 class EfficientDetTrial(pytorch.PyTorchTrial):
     """Trains and evaluates one EfficientDet.
 
@@ -97,13 +87,16 @@ class EfficientDetTrial(pytorch.PyTorchTrial):
         detector = build_from_hparams(self.hparams, num_classes)
         self.detector: EfficientDet = detector.to(self.device)
         if self.hparams.sync_bn and self.communicator.size > 1:
+            from model import convert_sync_batchnorm
+
             self.detector = convert_sync_batchnorm(
                 self.detector, self.communicator.all_reduce_sum
             )
         if self.hparams.channels_last:
             self.detector = self.detector.to(memory_format=torch.channels_last)
         self.ema = self._build_ema()
-        self.anchors = anchor_boxes(self.detector.config).to(self.device)
+        self._cpu_anchors = anchor_boxes(self.detector.config)
+        self.anchors = self._cpu_anchors.to(self.device)
         self.loss = DetectionLoss(self.detector.config)
 
         self.scaler = self._build_scaler()
@@ -164,7 +157,7 @@ class EfficientDetTrial(pytorch.PyTorchTrial):
 
     # Input.
 
-    def _input_config(self) -> InputConfig:
+    def _input_config(self, *, training: bool) -> InputConfig:
         hparams, config = self.hparams, self.detector.config
         device = hparams.input_device
         if device == "auto":
@@ -174,55 +167,61 @@ class EfficientDetTrial(pytorch.PyTorchTrial):
             mean=config.mean,
             std=config.std,
             fill_color=config.fill_color,
-            train_interpolation=hparams.train_interpolation,
-            interpolation=config.interpolation,
+            interpolation=hparams.train_interpolation if training else config.interpolation,
             scale=(hparams.scale_min, hparams.scale_max),
             reprob=hparams.reprob,
             remode=hparams.remode,
             recount=hparams.recount,
             device=device,
-            device_id=self.communicator.local_rank if device == "gpu" else None,
-            threads=hparams.input_threads,
-            local_ranks=self.communicator.local_size,
+            device_id=self.communicator.local_rank,
             seed=hparams.seed,
             channels_last=hparams.channels_last,
-            pin_memory=hparams.pin_mem and device == "cpu" and self.device.type == "cuda",
+            **({"threads": hparams.input_threads} if hparams.input_threads else {}),
         )
 
-    def build_training_data_loader(self) -> TrainLoader | FakeLoader:
+    def build_training_data_loader(self) -> Iterable[Batch]:
         """An endless loader that begins at the run's position."""
-        share = {
-            "global_batch_size": self.hparams.global_batch_size,
-            "rank": self.communicator.rank,
-            "num_ranks": self.communicator.size,
-        }
-        if self.hparams.fake_data:
-            return FakeLoader(
-                self._input_config(), **share, num_classes=self.detector.config.num_classes,
-                batches=self.run.batches_per_epoch,
+        hparams, ranks = self.hparams, self.communicator
+        config = self._input_config(training=True)
+        labeler = None if hparams.bench_labeler else self._label
+        loader: TrainLoader | FakeLoader
+        if hparams.fake_data:
+            loader = FakeLoader(
+                config,
+                batch_size=hparams.global_batch_size // ranks.size,
+                num_batches=self.run.batches_per_epoch,
+                num_classes=self.detector.config.num_classes,
+                labeler=labeler,
+                endless=True,
             )
-        labeler = None
-        if not self.hparams.bench_labeler:
-            anchors = anchor_boxes(self.detector.config)
+        else:
+            loader = TrainLoader(
+                self.run.train,
+                config,
+                global_batch_size=hparams.global_batch_size,
+                rank=ranks.rank,
+                num_ranks=ranks.size,
+                start_batch=self.run.first_batch,
+                labeler=labeler,
+            )
+        pin = hparams.pin_mem and config.device == "cpu" and self.device.type == "cuda"
+        return PinnedBatches(loader) if pin else loader
 
-            def labeler(boxes: Tensor, classes: Tensor) -> AnchorTargets:
-                return assign_targets(anchors, boxes, classes)
-
-        return TrainLoader(
-            self.run.train, self._input_config(), **share, start_batch=self.run.first_batch,
-            labeler=labeler,
-        )
+    def _label(self, boxes: Tensor, classes: Tensor) -> AnchorTargets:
+        """Assign anchors in the loader, which is on the CPU whatever the model is on."""
+        return assign_targets(self._cpu_anchors, boxes, classes)
 
     def build_validation_data_loader(self) -> DataLoader:
         """This rank's shard of the validation split."""
+        ranks = self.communicator
         loader = EvalLoader(
             self.run.val,
-            self._input_config(),
+            self._input_config(training=False),
             batch_size=self.hparams.eval_batch_size or self.context.get_per_slot_batch_size(),
-            rank=self.communicator.rank,
-            num_ranks=self.communicator.size,
+            rank=ranks.rank,
+            num_ranks=ranks.size,
         )
-        return DataLoader(_RankShard(loader), batch_size=None)
+        return DataLoader(RankShard(loader), batch_size=None)
 
     # One training step.
 
@@ -302,8 +301,9 @@ class EfficientDetTrial(pytorch.PyTorchTrial):
 
     def evaluate_batch(self, batch: Batch) -> dict[str, Tensor]:
         """Add one batch of this rank's shard to the evaluation."""
-        with self._autocast():
-            self.evaluator.add(self.evaluated_weights, batch)
+        if len(batch["image"]):
+            with self._autocast():
+                self.evaluator.add(self.evaluated_weights, batch)
         return {}
 
     def get_batch_length(self, batch: Batch) -> int:

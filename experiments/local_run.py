@@ -1,0 +1,179 @@
+"""The folder of a run without a cluster: what it was started with, where it is, how it ended."""
+
+import json
+import platform
+import shutil
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cocodata import Split
+from experiments.checkpoint import (
+    CheckpointError,
+    LocalCheckpoints,
+    SavedCheckpoint,
+    verify_digests,
+    write_atomically,
+)
+from experiments.config import ExperimentConfig
+from experiments.hparams import as_dict
+from experiments.progress import duration
+
+if TYPE_CHECKING:
+    from experiments.trial import EfficientDetTrial
+
+_STARTED = "run.json"
+_FINISHED = "summary.json"
+# What may change between the parts of one run, since no batch or weight depends on it.
+_FREE = {"input_threads", "input_device", "pin_mem", "compile", "eval_batch_size"}
+
+
+class RunError(RuntimeError):
+    """A run folder that this run cannot use; the message says why and what to do."""
+
+
+def checkpoints(out: Path) -> LocalCheckpoints:
+    """The checkpoints of the run in a folder."""
+    return LocalCheckpoints(out)
+
+
+def remove(out: Path) -> None:
+    """Delete an earlier run.
+
+    Raises:
+        RunError: the folder holds something else.
+    """
+    if not out.exists():
+        return
+    if any(out.iterdir()) and not (out / _STARTED).is_file():
+        raise RunError(f"{out}: is not the folder of a run, so it is not deleted; give another one")
+    shutil.rmtree(out)
+
+
+def is_finished(out: Path) -> bool:
+    """Whether the run in the folder came to its end."""
+    return (out / _FINISHED).is_file()
+
+
+def _identity(config: ExperimentConfig) -> dict[str, Any]:
+    """What makes two runs the same run."""
+    kept = {name: value for name, value in as_dict(config.hparams).items() if name not in _FREE}
+    periods = {
+        "min_validation_period": vars(config.validation_period),
+        "scheduling_unit": config.reporting_batches,
+    }
+    return {**kept, **periods, "data": str(config.data)}
+
+
+def resume_point(
+    out: Path, config: ExperimentConfig, *, skip_damaged: bool
+) -> SavedCheckpoint | None:
+    """The checkpoint to go on from; None to begin.
+
+    Args:
+        out: the run's folder.
+        config: what the run is to be.
+        skip_damaged: go back past damaged checkpoints to the newest sound one.
+
+    Raises:
+        RunError: the folder holds another run, or something else.
+        CheckpointError: the newest checkpoint is damaged; the message names the file.
+    """
+    started = out / _STARTED
+    if not started.is_file():
+        if out.is_dir() and any(out.iterdir()):
+            raise RunError(f"{out}: is not empty and not a run; give an empty or new folder")
+        return None
+    before = json.loads(started.read_text(encoding="utf-8"))["identity"]
+    now = json.loads(json.dumps(_identity(config)))
+    changed = [
+        f"{name}: {before.get(name)!r} -> {now.get(name)!r}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    ]
+    if changed:
+        raise RunError(
+            f"{out}: holds a run with other settings ({'; '.join(changed)}); give another folder "
+            "(--out), or --fresh to delete that run"
+        )
+    saved = LocalCheckpoints(out)
+    for checkpoint in reversed(saved.all()):
+        try:
+            verify_digests(saved.folder(checkpoint))
+        except CheckpointError as error:
+            if not skip_damaged:
+                raise CheckpointError(
+                    f"{error}. --skip-damaged goes back to the newest sound one"
+                ) from error
+            print(f"skipping the checkpoint of batch {checkpoint.batches}: {error}", flush=True)
+            continue
+        return checkpoint
+    return None
+
+
+def begin(out: Path, config: ExperimentConfig, train: Split, val: Split) -> None:
+    """Write down what the run is, before its first batch; clear away what a kill left half-done."""
+    out.mkdir(parents=True, exist_ok=True)
+    LocalCheckpoints(out).remove_unlisted()
+    content = {
+        "identity": _identity(config),
+        "config": dict(config.raw),
+        "data_version": _data_version(config.data),
+        "images": {train.name: len(train), val.name: len(val)},
+        "commit": _commit(),
+        "versions": {
+            name: metadata.version(name)
+            for name in ("torch", "timm", "determined", "nvidia-dali-cuda130", "hotcoco")
+        },
+        "machine": f"{platform.processor() or platform.machine()}, Python "
+        f"{platform.python_version()}",
+    }
+    write_atomically(out / _STARTED, json.dumps(content, indent=1))
+
+
+def _data_version(data: Path) -> str | None:
+    manifest = data / "manifest.json"
+    if not manifest.is_file():
+        return None
+    return json.loads(manifest.read_text(encoding="utf-8")).get("version")
+
+
+def _commit() -> str | None:
+    """The commit of the code, where it is a git checkout."""
+    root = Path(__file__).resolve().parent.parent
+    try:
+        result = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return result.stdout.strip()
+
+
+def finish(out: Path, trial: "EfficientDetTrial", seconds: float) -> None:
+    """Write the summary and the report of a run that reached its last batch, and say where."""
+    result = trial.evaluator.result
+    if result is None:
+        raise RunError(f"{out}: the run ended without an evaluation")
+    best = LocalCheckpoints(out).best()
+    summary = {
+        "batches": trial.position,
+        "seconds": seconds,
+        "result": result.as_dict(),
+        "best_checkpoint": str(LocalCheckpoints(out).folder(best).relative_to(out)) if best else None,
+    }
+    write_atomically(out / _FINISHED, json.dumps(summary, indent=1))
+    from experiments.evaluation.report import write_report
+
+    report = write_report(out)
+    print(
+        f"finished {trial.position} batches in {duration(seconds)}: AP {result.metrics['AP']:.4f}, "
+        f"AP50 {result.metrics['AP50']:.4f}\nlook at {report}",
+        flush=True,
+    )
+
+
