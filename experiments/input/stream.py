@@ -150,9 +150,12 @@ class BatchStream:
 
     def _schedule(self) -> None:
         """Have another batch made; the first time, as many as are made ahead."""
+        self._live_pipeline().schedule_run()
+
+    def _live_pipeline(self) -> Pipeline:
         if self._pipeline is None:
             raise ValueError("the loader was closed while it was in use")
-        self._pipeline.schedule_run()
+        return self._pipeline
 
     def _prepare_next(self) -> None:
         if self._executor is not None and (self._end is None or self._next < self._end):
@@ -189,11 +192,10 @@ class BatchStream:
         return {"image": image, **rest}
 
     def _outputs(self) -> Any:
-        assert self._pipeline is not None
         # On a GPU the memory must not be used again before what the consumer has queued is done.
         stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
         try:
-            return self._pipeline.outputs(cuda_stream=stream)
+            return self._live_pipeline().outputs(cuda_stream=stream)
         except StopIteration:
             return None
         except RuntimeError as error:
