@@ -1,0 +1,83 @@
+"""Backbones from timm, with or without ImageNet weights."""
+
+from pathlib import Path
+
+import timm
+from torch import Tensor, nn
+
+from model.checkpoints import read_state_dict
+from model.config import DetectorConfig
+
+
+def create_backbone(
+    config: DetectorConfig, *, pretrained: bool = False, weights: Path | None = None
+) -> nn.Module:
+    """Build the backbone as a module that returns its maps from min_level on.
+
+    Args:
+        config: the detector's.
+        pretrained: let timm download its ImageNet weights.
+        weights: a file of those weights, instead of a download.
+
+    Raises:
+        FileNotFoundError: there is no file at `weights`.
+        RuntimeError: the download failed, or the file's weights do not fit the backbone.
+    """
+    if weights is not None:
+        state_dict = read_state_dict(weights, missing=_where_to_get(config))
+        backbone = _create(config, pretrained=False)
+        _load(backbone, state_dict, weights, config.backbone_name)
+        return backbone
+    if not pretrained:
+        return _create(config, pretrained=False)
+    try:
+        return _create(config, pretrained=True)
+    except Exception as error:
+        # timm downloads through several libraries, whose errors have no common type.
+        raise RuntimeError(
+            f"the ImageNet weights of {config.backbone_name} could not be downloaded ("
+            f"{type(error).__name__}: {error}). {_where_to_get(config)}"
+        ) from error
+
+
+def _create(config: DetectorConfig, *, pretrained: bool) -> nn.Module:
+    backbone: nn.Module = timm.create_model(
+        config.backbone_name,
+        features_only=True,
+        out_indices=config.backbone_indices,
+        pretrained=pretrained,
+        **config.backbone_args,
+    )
+    return backbone
+
+
+def _where_to_get(config: DetectorConfig) -> str:
+    source = timm.get_pretrained_cfg(config.backbone_name)
+    if source is None or not (source.hf_hub_id or source.url):
+        return f"timm publishes no weights for {config.backbone_name}."
+    if source.hf_hub_id:
+        file = source.hf_hub_filename or "model.safetensors"
+        url = f"https://huggingface.co/{source.hf_hub_id}/resolve/main/{file}"
+    else:
+        url = source.url
+    return f"Fetch {url} where there is a network, and give the file as backbone_weights."
+
+
+def _load(
+    backbone: nn.Module, state_dict: dict[str, Tensor], path: Path, backbone_name: str
+) -> None:
+    # The classifier on top of the backbone stays behind.
+    wanted = backbone.state_dict()
+    found = {key: value for key, value in state_dict.items() if key in wanted}
+    missing = sorted(
+        key for key in wanted.keys() - found.keys() if not key.endswith("num_batches_tracked")
+    )
+    if missing:
+        raise RuntimeError(
+            f"{path} does not hold the weights of {backbone_name}: {len(missing)} of its "
+            f"{len(wanted)} tensors are missing, the first is {missing[0]}"
+        )
+    try:
+        backbone.load_state_dict(found, strict=False)
+    except RuntimeError as error:
+        raise RuntimeError(f"{path} does not fit {backbone_name}: {error}") from error

@@ -1,0 +1,150 @@
+"""From predictions to detections: the best candidates, suppression, the source image's pixels."""
+
+import torch
+from torch import Tensor
+from torchvision.ops import nms
+
+from model.anchors import decode_boxes
+from model.config import DetectorConfig
+from model.losses import flatten_boxes
+
+# Overlap above which the lower of two boxes of a class is dropped.
+IOU_THRESHOLD = 0.5
+
+# Candidates that suppression looks at first. It keeps boxes in the order of their scores, so if
+# enough are left of these, the others cannot change the result.
+_FIRST_CANDIDATES = 1000
+
+# Soft-NMS (https://arxiv.org/abs/1704.04503, section 3): width of the Gaussian penalty, and the
+# score below which a box is dropped.
+_SOFT_SIGMA = 0.5
+_SOFT_MIN_SCORE = 0.001
+
+
+@torch.no_grad()
+def detect(  # noqa: PLR0917 (all are needed, and none is an option)
+    class_logits: list[Tensor],
+    box_regressions: list[Tensor],
+    anchors: Tensor,
+    config: DetectorConfig,
+    image_scale: Tensor,
+    image_size: Tensor,
+) -> Tensor:
+    """The detections of each image, best first.
+
+    Args:
+        class_logits: N x A*C x h x w of each level.
+        box_regressions: N x A*4 x h x w of each level.
+        anchors: (K, 4), as `anchor_boxes` gives them.
+        config: the detector's; its soft_nms chooses between dropping the lower one of two
+            boxes that overlap and lowering its score.
+        image_scale: (N,) source pixels per input pixel.
+        image_size: (N, 2) width and height of the source images, in pixels.
+
+    Returns:
+        (N, max_det_per_image, 6) float32, rows x1 y1 x2 y2 score class: corners in pixels of the
+        source image, within it; classes from 1. Rows of zeros follow the last detection.
+    """
+    image_scale = image_scale.float().unsqueeze(1)
+    scores, classes, chosen = _top_candidates(class_logits, config)
+    codes = flatten_boxes(box_regressions)
+    codes = codes.gather(1, chosen.unsqueeze(-1).expand(-1, -1, 4)).float()
+    boxes = decode_boxes(codes, anchors[chosen])[..., [1, 0, 3, 2]]
+    limit = (image_size / image_scale).repeat(1, 2).unsqueeze(1)
+    boxes = torch.minimum(boxes.clamp_(min=0), limit)
+
+    if config.soft_nms:
+        kept, scores = _soft_nms(boxes, scores, classes, config.max_det_per_image)
+    else:
+        kept, scores = _hard_nms(boxes, scores, classes, config.max_det_per_image)
+    is_kept = kept >= 0
+    kept = kept.clamp(min=0)
+    boxes = boxes.gather(1, kept.unsqueeze(-1).expand(-1, -1, 4)) * image_scale.unsqueeze(-1)
+    classes = classes.gather(1, kept) + 1.0
+    rows = torch.cat([boxes, scores.unsqueeze(-1), classes.unsqueeze(-1)], dim=-1)
+    return torch.where(is_kept.unsqueeze(-1), rows, 0.0)
+
+
+def _top_candidates(
+    class_logits: list[Tensor], config: DetectorConfig
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores, classes (from 0) and anchors of the pairs of anchor and class with the best logits.
+
+    A pair among the best P belongs to an anchor whose best class is among the best P of all
+    anchors. So the anchors are ranked first, and only the logits of the best ones are copied and
+    ranked again: a tenth of them.
+    """
+    num_images, num_classes = class_logits[0].shape[0], config.num_classes
+    # (N, h, w, A, C) each, as views
+    levels = [x.unflatten(1, (config.num_anchors, -1)).permute(0, 3, 4, 1, 2) for x in class_logits]
+    best = torch.cat([level.amax(-1).flatten(1) for level in levels], dim=1)
+    num_anchors = min(config.max_detection_points, best.shape[1])
+    ranked = best.topk(num_anchors, dim=1, sorted=False).indices
+
+    candidates = best.new_empty(num_images, num_anchors, num_classes)
+    start = 0
+    for level in levels:
+        _, height, width, anchors, _ = level.shape
+        end = start + height * width * anchors
+        image, row = torch.where((ranked >= start) & (ranked < end))
+        position = ranked[image, row] - start
+        cell = position // anchors
+        candidates[image, row] = level[image, cell // width, cell % width, position % anchors]
+        start = end
+
+    count = min(config.max_detection_points, num_anchors * num_classes)
+    logits, places = candidates.flatten(1).topk(count, dim=1)
+    chosen = ranked.gather(1, places // num_classes)
+    return logits.sigmoid().float(), places % num_classes, chosen
+
+
+def _hard_nms(
+    boxes: Tensor, scores: Tensor, classes: Tensor, max_detections: int
+) -> tuple[Tensor, Tensor]:
+    """Places (-1 where there is none) and scores of the boxes that stay, (N, max_detections)."""
+    num_images, num_boxes = scores.shape
+    # Boxes of different classes are moved apart; in float64, so that the distance costs no bits.
+    offset = classes.double() * (boxes.amax().double() + 1.0)
+    apart = boxes.double() + offset.unsqueeze(-1)
+    kept = classes.new_full((num_images, max_detections), -1)
+    for i in range(num_images):
+        places = nms(
+            apart[i, :_FIRST_CANDIDATES], scores[i, :_FIRST_CANDIDATES].double(), IOU_THRESHOLD
+        )
+        if len(places) < max_detections and num_boxes > _FIRST_CANDIDATES:
+            places = nms(apart[i], scores[i].double(), IOU_THRESHOLD)
+        places = places[:max_detections]
+        kept[i, : len(places)] = places
+    return kept, scores.gather(1, kept.clamp(min=0))
+
+
+def _soft_nms(
+    boxes: Tensor, scores: Tensor, classes: Tensor, max_detections: int
+) -> tuple[Tensor, Tensor]:
+    """Places (-1 where there is none) and lowered scores, (N, max_detections).
+
+    All images take a step together: the best box that is left stays, and those of its class lose
+    score by their overlap with it.
+    """
+    scores = scores.clone()
+    areas = (boxes[..., 2:] - boxes[..., :2]).prod(-1)
+    kept = classes.new_full((len(boxes), max_detections), -1)
+    kept_scores = scores.new_zeros(len(boxes), max_detections)
+    for step in range(min(max_detections, scores.shape[1])):
+        best_score, best = scores.max(dim=1, keepdim=True)
+        is_left = best_score > 0.0
+        kept[:, step] = torch.where(is_left, best, -1)[:, 0]
+        kept_scores[:, step] = best_score[:, 0]
+
+        box = boxes.gather(1, best.unsqueeze(-1).expand(-1, -1, 4))
+        sides = torch.minimum(box[..., 2:], boxes[..., 2:]) - torch.maximum(
+            box[..., :2], boxes[..., :2]
+        )
+        intersection = sides.clamp_(min=0).prod(-1)
+        intersection *= classes == classes.gather(1, best)
+        overlap = intersection / (areas.gather(1, best) + areas - intersection)
+        overlap = torch.where(intersection > 0, overlap, 0.0)
+        scores *= torch.exp(-overlap.square() / _SOFT_SIGMA)
+        scores.scatter_(1, best, 0.0)
+        scores *= scores > _SOFT_MIN_SCORE
+    return kept, kept_scores

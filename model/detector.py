@@ -1,0 +1,160 @@
+"""EfficientDet: backbone, feature pyramid, and the two heads."""
+
+import math
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from model.backbone import create_backbone
+from model.config import DetectorConfig, detector_config
+from model.fpn import FeaturePyramid, norm_layer
+from model.layers import ConvNorm, SeparableConvNorm, activation, conv_norm
+
+# The probability that every class begins with, so that the many background anchors do not swamp
+# the first steps (focal loss, https://arxiv.org/abs/1708.02002, section 3.3).
+PRIOR_PROBABILITY = 0.01
+
+
+class Head(nn.Module):
+    """Convolutions shared over the levels, with batch norms of each level's own.
+
+    Args:
+        config: the detector's.
+        num_outputs: values predicted for each anchor.
+    """
+
+    def __init__(self, config: DetectorConfig, num_outputs: int) -> None:
+        super().__init__()
+        channels, repeats = config.fpn_channels, config.box_class_repeats
+        conv, norm = conv_norm(config.separable_conv), norm_layer(config)
+        self.level_first = config.head_bn_level_first
+        self.conv_rep = nn.ModuleList(
+            conv(channels, channels, 3, bias=config.redundant_bias, norm=None)
+            for _ in range(repeats)
+        )
+        # Published checkpoints have one of two orders, and one of two names.
+        if self.level_first:
+            self.bn_rep = nn.ModuleList(
+                nn.ModuleList(norm(channels) for _ in range(repeats))
+                for _ in range(config.num_levels)
+            )
+        else:
+            self.bn_rep = nn.ModuleList(
+                nn.ModuleList(
+                    nn.Sequential(OrderedDict(bn=norm(channels))) for _ in range(config.num_levels)
+                )
+                for _ in range(repeats)
+            )
+        self.act = activation(config.head_act_type or config.act_type)
+        self.predict = conv(channels, num_outputs * config.num_anchors, 3, bias=True, norm=None)
+
+    def forward(self, levels: list[Tensor]) -> list[Tensor]:
+        """N x fpn_channels x h x w of each level -> N x num_anchors * num_outputs x h x w."""
+        outputs = []
+        for level, x in enumerate(levels):
+            for conv, norm in zip(self.conv_rep, self._norms(level), strict=True):
+                x = self.act(norm(conv(x)))  # noqa: PLW2901 (x flows through the repeats)
+            outputs.append(self.predict(x))
+        return outputs
+
+    def _norms(self, level: int) -> list[nn.Module]:
+        """The batch norms that one level's map passes, in order."""
+        if self.level_first:
+            return list(cast(nn.ModuleList, self.bn_rep[level]))
+        return [cast(nn.ModuleList, norms)[level] for norms in self.bn_rep]
+
+
+class EfficientDet(nn.Module):
+    """The detector of https://arxiv.org/abs/1911.09070, section 4.
+
+    Attributes:
+        config: what it was built from.
+    """
+
+    def __init__(self, config: DetectorConfig, backbone: nn.Module) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = backbone
+        self.fpn = FeaturePyramid(config, backbone.feature_info.channels())  # type: ignore[operator, union-attr]
+        self.class_net = Head(config, config.num_classes)
+        self.box_net = Head(config, 4)
+        for part in ("fpn", "class_net", "box_net"):
+            _initialize(getattr(self, part), part)
+
+    def forward(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Class logits and box regressions of every level, from min_level to max_level.
+
+        Args:
+            images: N x 3 x H x W, normalised with the configuration's mean and std.
+
+        Returns:
+            Logits, N x A*num_classes x h x w of each level, the class changing fastest; and
+            regressions, N x A*4 x h x w, each ty tx th tw relative to its anchor.
+        """
+        levels = self.fpn(self.backbone(images))
+        return self.class_net(levels), self.box_net(levels)
+
+
+def build_detector(
+    name: str,
+    num_classes: int = 90,
+    image_size: tuple[int, int] | None = None,
+    *,
+    pretrained_backbone: bool = False,
+    backbone_weights: Path | None = None,
+    **overrides: Any,
+) -> EfficientDet:
+    """Build a detector with random weights, or with a backbone trained on ImageNet.
+
+    Args:
+        name: one of `list_detectors()`.
+        num_classes: foreground classes; labels are 1 to num_classes.
+        image_size: (height, width), each divisible by 2**max_level; None takes the published one.
+        pretrained_backbone: let timm download its ImageNet weights.
+        backbone_weights: a file of the backbone's ImageNet weights, instead of a download.
+        **overrides: further fields of DetectorConfig.
+
+    Raises:
+        ValueError: the name, a setting or the image size is not valid.
+        FileNotFoundError: there is no file at backbone_weights.
+        RuntimeError: the download failed, or the file's weights do not fit the backbone.
+    """
+    config = detector_config(name, num_classes=num_classes, image_size=image_size, **overrides)
+    backbone = create_backbone(config, pretrained=pretrained_backbone, weights=backbone_weights)
+    return EfficientDet(config, backbone)
+
+
+def _initialize(part: nn.Module, prefix: str) -> None:
+    """Draw the initial weights as the original TensorFlow implementation does."""
+    is_head = prefix != "fpn"
+    for name, module in part.named_modules(prefix=prefix):
+        if isinstance(module, SeparableConvNorm):
+            convs = [module.conv_dw, module.conv_pw]
+        elif isinstance(module, ConvNorm):
+            convs = [module.conv]
+        else:
+            continue
+        for conv in convs:
+            if not is_head:
+                _glorot_uniform(conv)
+            elif isinstance(module, SeparableConvNorm):
+                # Variance scaling over the fan-in.
+                nn.init.normal_(conv.weight, std=conv.weight[0].numel() ** -0.5)
+            else:
+                nn.init.normal_(conv.weight, std=0.01)
+        bias = convs[-1].bias
+        if bias is not None:
+            is_class_prediction = name == "class_net.predict"
+            prior = -math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY)
+            nn.init.constant_(bias, prior if is_class_prediction else 0.0)
+
+
+def _glorot_uniform(conv: nn.Conv2d) -> None:
+    """Uniform with variance 1 / mean of fan-in and fan-out (a depthwise one's fan-out is 1 map)."""
+    receptive_field = conv.kernel_size[0] * conv.kernel_size[1]
+    fan_in = conv.in_channels // conv.groups * receptive_field
+    fan_out = conv.out_channels * receptive_field // conv.groups
+    limit = math.sqrt(3.0 / max(1.0, (fan_in + fan_out) / 2))
+    nn.init.uniform_(conv.weight, -limit, limit)

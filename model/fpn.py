@@ -1,0 +1,173 @@
+"""The feature pyramid: weighted fusion of maps over levels, repeated in cells."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from model.config import DetectorConfig
+from model.layers import NormLayer, Resample, Size, activation, conv_norm
+from model.topology import Node, fpn_nodes
+
+# Keeps fast normalised fusion finite where all weights are clipped to zero (paper, section 3.3).
+FUSION_EPSILON = 1e-4
+
+
+@dataclass(frozen=True)
+class FeatureMap:
+    """Channels and (height, width) of one map."""
+
+    channels: int
+    size: Size
+
+
+def norm_layer(config: DetectorConfig) -> NormLayer:
+    """The batch norm of the pyramid and the heads."""
+    return partial(nn.BatchNorm2d, eps=config.norm_eps, momentum=config.norm_momentum)
+
+
+def _resample(config: DetectorConfig, source: FeatureMap, size: Size) -> Resample:
+    return Resample(
+        source.channels,
+        config.fpn_channels,
+        source.size,
+        size,
+        pad_type=config.pad_type,
+        downsample=config.downsample_type,
+        upsample=config.upsample_type,
+        norm=norm_layer(config),
+        bias=config.redundant_bias,
+    )
+
+
+class Fuse(nn.Module):
+    """Weighted sum of maps, each brought to this node's level first (paper, section 3.3)."""
+
+    def __init__(
+        self, config: DetectorConfig, node: Node, sources: Sequence[FeatureMap], size: Size
+    ) -> None:
+        super().__init__()
+        self.inputs = node.inputs
+        self.weighting = node.weighting
+        self.resample = nn.ModuleDict(
+            {str(place): _resample(config, sources[place], size) for place in node.inputs}
+        )
+        self.edge_weights = (
+            None if node.weighting == "sum" else nn.Parameter(torch.ones(len(node.inputs)))
+        )
+
+    def _weights(self) -> Tensor | None:
+        if self.edge_weights is None:
+            return None
+        if self.weighting == "attn":
+            return self.edge_weights.float().softmax(0)
+        positive = self.edge_weights.float().relu()
+        return positive / (positive.sum() + FUSION_EPSILON)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Maps of all levels so far -> one map, N x fpn_channels x size."""
+        resampled = [
+            resample(maps[place])
+            for place, resample in zip(self.inputs, self.resample.values(), strict=True)
+        ]
+        weights = self._weights()
+        if weights is not None:
+            # Scaling and adding map by map; stacking them first would copy every map once more.
+            scales = weights.to(resampled[0].dtype).unbind()
+            resampled = [x * scale for x, scale in zip(resampled, scales, strict=True)]
+        if len(resampled) == 1:
+            # The activation after a fusion works in place, and this may be a map of another node.
+            return resampled[0].clone() if weights is None else resampled[0]
+        total = resampled[0] + resampled[1]
+        for x in resampled[2:]:
+            total = total + x
+        return total
+
+
+class FuseConv(nn.Module):
+    """One node of the graph: fusion, activation, convolution, norm."""
+
+    def __init__(
+        self, config: DetectorConfig, node: Node, sources: Sequence[FeatureMap], size: Size
+    ) -> None:
+        super().__init__()
+        channels = config.fpn_channels
+        self.combine = Fuse(config, node, sources, size)
+        self.after_combine = nn.Sequential()
+        self.after_combine.add_module("act", activation(config.act_type))
+        self.after_combine.add_module(
+            "conv",
+            conv_norm(config.separable_conv)(
+                channels, channels, 3, bias=config.redundant_bias, norm=norm_layer(config)
+            ),
+        )
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Maps of all levels so far -> one map, N x fpn_channels x size."""
+        fused: Tensor = self.after_combine(self.combine(maps))
+        return fused
+
+
+class PyramidCell(nn.Module):
+    """One pass over the graph."""
+
+    def __init__(
+        self, config: DetectorConfig, nodes: Sequence[Node], sources: Sequence[FeatureMap]
+    ) -> None:
+        super().__init__()
+        maps = list(sources) + [
+            FeatureMap(config.fpn_channels, config.level_size(node.level)) for node in nodes
+        ]
+        self.num_levels = config.num_levels
+        self.output_maps = maps[-self.num_levels :]
+        self.fnode = nn.ModuleList(
+            FuseConv(config, node, maps, config.level_size(node.level)) for node in nodes
+        )
+
+    def forward(self, levels: list[Tensor]) -> list[Tensor]:
+        """One map per level -> one map per level, all with fpn_channels."""
+        maps = list(levels)
+        for node in self.fnode:
+            maps.append(node(maps))
+        return maps[-self.num_levels :]
+
+
+class FeaturePyramid(nn.Module):
+    """Backbone maps -> one map per level from min_level to max_level.
+
+    Args:
+        config: the detector's.
+        backbone_channels: channels of the backbone's maps, from min_level on.
+    """
+
+    def __init__(self, config: DetectorConfig, backbone_channels: Sequence[int]) -> None:
+        super().__init__()
+        levels = range(config.min_level, config.max_level + 1)
+        maps = [
+            FeatureMap(channels, config.level_size(level))
+            for level, channels in zip(levels, backbone_channels, strict=False)
+        ]
+        # Levels coarser than the backbone's are made from the one before.
+        self.resample = nn.ModuleDict()
+        for level in levels[len(maps) :]:
+            size = config.level_size(level)
+            self.resample[str(len(maps))] = _resample(config, maps[-1], size)
+            maps.append(FeatureMap(config.fpn_channels, size))
+
+        nodes = fpn_nodes(config.fpn_name, config.min_level, config.max_level)
+        cells = []
+        for _ in range(config.fpn_cell_repeats):
+            cell = PyramidCell(config, nodes, maps)
+            cells.append(cell)
+            maps = cell.output_maps
+        self.cell = nn.Sequential(*cells)
+
+    def forward(self, backbone_maps: Sequence[Tensor]) -> list[Tensor]:
+        """Maps of the backbone, finest first -> maps of all levels, N x fpn_channels x h x w."""
+        maps = list(backbone_maps)
+        for resample in self.resample.values():
+            maps.append(resample(maps[-1]))
+        levels: list[Tensor] = self.cell(maps)
+        return levels
