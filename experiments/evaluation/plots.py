@@ -42,6 +42,7 @@ def plot_losses(training: Mapping[str, Series], validation: Mapping[str, Series]
     drawn = [value for _, y in [*training.values(), *validation.values()] for value in y]
     if any(value > 0 for value in drawn):
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xlim(left=0)
     if drawn:
         axes.legend(frameon=False, fontsize=9)

@@ -1,0 +1,207 @@
+"""The report of a run: one folder for a person to look at."""
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from cocodata import Split
+from experiments.evaluation.coco import METRICS
+from experiments.evaluation.detections import Detections
+from experiments.evaluation.drawing import DrawnImage, contact_sheet
+from experiments.evaluation.plots import plot_average_precision, plot_losses, save_figure
+from experiments.evaluation.record import RunRecord, read_record
+from experiments.evaluation.tables import MEANINGS, class_rows, markdown_table, shown
+from experiments.progress import duration
+
+_LOSSES = {"loss": "total", "class_loss": "class", "box_loss": "box"}
+_SHOWN_SCORE = 0.3
+
+
+def write_report(
+    run: Path,
+    *,
+    pictures: Sequence[DrawnImage] = (),
+    names: Callable[[int], str] = "class {}".format,
+) -> Path:
+    """Write report/ in the folder of a run from its record.
+
+    README.md with the metrics, the settings and the versions; loss and AP curves as PNG and SVG;
+    detections.png if there are pictures. What run.json and summary.json say of settings, versions
+    and time is taken over where they are there.
+
+    Args:
+        run: the folder with metrics.jsonl.
+        pictures: images with their detections, such as `sample_pictures` gives.
+        names: the name of a label.
+
+    Returns:
+        The report's README.md.
+
+    Raises:
+        FileNotFoundError: the run has no record.
+        ValueError: the record holds no evaluation.
+    """
+    record = read_record(run / "metrics.jsonl")
+    if not record.validation:
+        raise ValueError(
+            f"{run / 'metrics.jsonl'}: no evaluation in it yet, so there is nothing to report"
+        )
+    folder = run / "report"
+    folder.mkdir(exist_ok=True)
+    save_figure(loss_figure(record), folder / "loss")
+    save_figure(ap_figure(record), folder / "ap")
+    if pictures:
+        save_image(contact_sheet(pictures, names), folder / "detections.png")
+    text = _readme(run.name, record, _settings(run), with_pictures=bool(pictures))
+    readme = folder / "README.md"
+    beside = readme.with_name(f".README.{os.getpid()}.md")
+    beside.write_text(text, encoding="utf-8")
+    return beside.replace(readme)
+
+
+def loss_figure(record: RunRecord) -> Figure:
+    """The losses of training and validation against batches."""
+    training = {
+        name: record.series("training", key, against="batches") for key, name in _LOSSES.items()
+    }
+    validation = {
+        name: record.series("validation", f"val_{key}", against="batches")
+        for key, name in _LOSSES.items()
+    }
+    return plot_losses(
+        {name: series for name, series in training.items() if series[0]},
+        {name: series for name, series in validation.items() if series[0]},
+    )
+
+
+def ap_figure(record: RunRecord) -> Figure:
+    """AP and AP50 against epochs."""
+    return plot_average_precision(
+        {name: record.series("validation", name, against="epochs") for name in ("AP50", "AP")}
+    )
+
+
+def sample_pictures(
+    split: Split,
+    detections: Detections,
+    *,
+    count: int = 8,
+    min_score: float = _SHOWN_SCORE,
+) -> list[DrawnImage]:
+    """Some images of a split, evenly spread over it, with their detections and ground truth.
+
+    Args:
+        split: the images; their files are read.
+        detections: of the split.
+        count: most images.
+        min_score: detections that score less are not drawn.
+    """
+    pictures = []
+    for index in np.linspace(0, len(split) - 1, min(count, len(split))).round().astype(int):
+        rows = np.flatnonzero(
+            (detections.image_ids == split.image_ids[index]) & (detections.scores >= min_score)
+        )
+        boxes = detections.boxes[rows].copy()
+        boxes[:, 2:] += boxes[:, :2]
+        with Image.open(split.image_dir / split.file_names[index]) as image:
+            pictures.append(
+                DrawnImage(
+                    image=image.convert("RGB"),
+                    boxes=boxes,
+                    labels=split.categories.labels_of(detections.category_ids[rows]),
+                    scores=detections.scores[rows],
+                    truth_boxes=split.targets(int(index))[0][:, [1, 0, 3, 2]],
+                )
+            )
+    return pictures
+
+
+def save_image(image: Image.Image, file: Path) -> None:
+    """Write an image, complete or not at all."""
+    beside = file.with_name(f".{os.getpid()}.{file.name}")
+    try:
+        image.save(beside)
+        beside.replace(file)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _settings(run: Path) -> dict[str, Any]:
+    """What the run's own files say of it."""
+    content: dict[str, Any] = {}
+    for name in ("run.json", "summary.json"):
+        if (run / name).is_file():
+            content |= json.loads((run / name).read_text(encoding="utf-8"))
+    return content
+
+
+def _readme(
+    name: str, record: RunRecord, settings: Mapping[str, Any], *, with_pictures: bool
+) -> str:
+    last = record.validation[-1]
+    best = max(record.validation, key=lambda report: report["AP"])
+    parts = [
+        f"# Run {name}\n",
+        f"AP **{shown(last['AP'])}**, AP50 **{shown(last['AP50'])}** after "
+        f"{last['epochs']:.4g} epochs ({last['batches']} batches)."
+        + (
+            f" Best AP {shown(best['AP'])} after {best['epochs']:.4g} epochs."
+            if best["AP"] > last["AP"]
+            else ""
+        )
+        + "\n",
+        "![AP and AP50 against epochs](ap.png)\n",
+        "![Losses against batches](loss.png)\n",
+    ]
+    if with_pictures:
+        parts.append("![Detections on validation images](detections.png)\n")
+    rows = [[metric, shown(last[metric]), MEANINGS[metric]] for metric in METRICS]
+    parts += ["## Metrics\n", markdown_table(["metric", "value", "meaning"], rows)]
+    if last.get("ap_per_class"):
+        table = class_rows(last["ap_per_class"], columns=4 if len(last["ap_per_class"]) > 12 else 1)
+        header = ["class", "AP"] * (len(table[0]) // 2)
+        parts += ["## AP per class\n", markdown_table(header, table)]
+    parts += ["## The run\n", markdown_table(["", ""], _facts(record, settings))]
+    if settings.get("identity"):
+        rows = [[key, _cell(value)] for key, value in settings["identity"].items()]
+        parts += ["## Settings\n", markdown_table(["setting", "value"], rows)]
+    if settings.get("versions"):
+        rows = [[key, _cell(value)] for key, value in settings["versions"].items()]
+        parts += ["## Versions\n", markdown_table(["package", "version"], rows)]
+    return "\n".join(parts)
+
+
+def _facts(record: RunRecord, settings: Mapping[str, Any]) -> list[list[str]]:
+    """Time, speed and origin of a run, as far as they are known."""
+    last = record.validation[-1]
+    rows = [["batches", str(last["batches"])], ["epochs", f"{last['epochs']:.4g}"]]
+    if "seconds" in settings:
+        rows.append(["time", duration(settings["seconds"])])
+    elif record.seconds > 0:
+        rows.append(["time from the first report to the last", duration(record.seconds)])
+    speeds = record.series("training", "images_per_second", against="batches")[1]
+    if speeds:
+        rows.append(["training images/s (median)", f"{median(speeds):.1f}"])
+    for key in ("images", "data_version", "commit", "machine", "best_checkpoint"):
+        if settings.get(key):
+            rows.append([key.replace("_", " "), _cell(settings[key])])
+    return rows
+
+
+def _cell(value: Any) -> str:
+    """A setting as a person reads it."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_cell(each)}" for key, each in value.items())
+    if isinstance(value, list):
+        return ", ".join(_cell(each) for each in value)
+    if isinstance(value, float) and math.isfinite(value):
+        return f"{value:.6g}"
+    return "–" if value is None else str(value)
