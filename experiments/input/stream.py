@@ -71,6 +71,11 @@ class BatchStream:
         *,
         max_batch_size: int,
     ) -> None:
+        if config.device == "gpu" and config.device_id >= torch.cuda.device_count():
+            raise ValueError(
+                f"device is 'gpu' with device_id {config.device_id}, and PyTorch finds "
+                f"{torch.cuda.device_count() or 'no'} GPU: give another one, or device 'cpu'"
+            )
         self._config = config
         self._prepare = prepare
         self._max_batch_size = max_batch_size

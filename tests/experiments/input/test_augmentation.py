@@ -177,8 +177,10 @@ def test_the_window_lies_in_the_image(draws, width, height):
     start, end = geometry.source_window()
     extent = np.array([height, width])
     assert (geometry.visible_size >= 1).all()
-    assert (start >= 0).all() and (end >= 0).all()
-    assert (start <= extent * (1 + 1e-6)).all() and (end <= extent * (1 + 1e-6)).all()
+    assert (start >= 0).all()
+    assert (end >= 0).all()
+    assert (start <= extent * (1 + 1e-6)).all()
+    assert (end <= extent * (1 + 1e-6)).all()
     assert (start[0, 1] > end[0, 1]) == bool(geometry.flip[0])
 
 
