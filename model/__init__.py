@@ -21,6 +21,7 @@ from model.config import DetectorConfig, detector_config, list_detectors
 from model.detection import detect
 from model.detector import EfficientDet, build_detector
 from model.losses import DetectionLoss
+from model.sync_batchnorm import convert_sync_batchnorm
 from model.targets import AnchorTargets, assign_targets
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "anchor_boxes",
     "assign_targets",
     "build_detector",
+    "convert_sync_batchnorm",
     "detect",
     "detector_config",
     "list_detectors",
