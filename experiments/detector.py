@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from experiments.hparams import HParams
+from experiments.hparams import HParamError, HParams
 from model import EfficientDet, build_detector, detector_config, load_weights
 
 
 def detector_overrides(hparams: HParams) -> dict[str, Any]:
     """What the hyperparameters change of the named configuration, as `build_detector` takes it."""
-    chosen = {
+    chosen: dict[str, Any] = {
         "norm_momentum": hparams.bn_momentum,
         "norm_eps": hparams.bn_eps,
         "alpha": hparams.alpha,
@@ -22,10 +22,32 @@ def detector_overrides(hparams: HParams) -> dict[str, Any]:
         "mean": _three(hparams.mean),
         "std": _three(hparams.std),
     }
+    config = detector_config(hparams.model)
+    chosen["fill_color"] = _fill_color(hparams, chosen["mean"] or config.mean)
     if hparams.drop_path_rate is not None:
-        arguments = detector_config(hparams.model).backbone_args
-        chosen["backbone_args"] = {**arguments, "drop_path_rate": hparams.drop_path_rate}
+        chosen["backbone_args"] = {
+            **config.backbone_args,
+            "drop_path_rate": hparams.drop_path_rate,
+        }
     return {name: value for name, value in chosen.items() if value is not None}
+
+
+def _fill_color(hparams: HParams, mean: tuple[float, ...]) -> tuple[int, ...] | None:
+    """The colour of padding as RGB in 0..255; None leaves the model's own."""
+    color = hparams.fill_color
+    if isinstance(color, str) and color.isdecimal():
+        color = int(color)
+    if color == "mean" or (color is None and hparams.mean is not None):
+        return tuple(round(255 * value) for value in mean)
+    if color is None:
+        return None
+    values = color * 3 if isinstance(color, list) and len(color) == 1 else color
+    values = [values] * 3 if isinstance(values, int) else values
+    if isinstance(values, str) or len(values) != 3 or not all(0 <= v <= 255 for v in values):
+        raise HParamError(
+            f"fill_color: is {hparams.fill_color!r}, must be mean, one grey or [r, g, b] of 0..255"
+        )
+    return tuple(values)
 
 
 def _three(values: list[float] | None) -> tuple[float, ...] | None:

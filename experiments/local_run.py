@@ -4,9 +4,12 @@ import json
 import platform
 import shutil
 import subprocess
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
 
 from cocodata import Split
 from experiments.checkpoint import (
@@ -17,6 +20,8 @@ from experiments.checkpoint import (
     write_atomically,
 )
 from experiments.config import ExperimentConfig
+from experiments.evaluation.report import sample_pictures, write_report
+from experiments.evaluation.tables import metrics_table
 from experiments.hparams import as_dict
 from experiments.progress import duration
 
@@ -49,6 +54,20 @@ def remove(out: Path) -> None:
     if any(out.iterdir()) and not (out / _STARTED).is_file():
         raise RunError(f"{out}: is not the folder of a run, so it is not deleted; give another one")
     shutil.rmtree(out)
+
+
+def with_absolute_paths(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration with paths that stay right when the working directory changes."""
+    data = dict(raw.get("data") or {})
+    if data.get("path"):
+        data["path"] = str(Path(data["path"]).resolve())
+    hyperparameters = dict(raw.get("hyperparameters") or {})
+    for name in ("weights", "backbone_weights"):
+        value = hyperparameters.get(name)
+        # A published checkpoint may be named without a path.
+        if isinstance(value, str) and Path(value).exists():
+            hyperparameters[name] = str(Path(value).resolve())
+    return {**raw, "data": data, "hyperparameters": hyperparameters}
 
 
 def is_finished(out: Path) -> bool:
@@ -156,23 +175,27 @@ def _commit() -> str | None:
 
 def finish(out: Path, trial: "EfficientDetTrial", seconds: float) -> None:
     """Write the summary and the report of a run that reached its last batch, and say where."""
-    result = trial.evaluator.result
-    if result is None:
-        raise RunError(f"{out}: the run ended without an evaluation")
-    best = LocalCheckpoints(out).best()
+    saved = LocalCheckpoints(out)
+    best = saved.best()
+    if best is None:
+        raise RunError(f"{out}: the run ended without a checkpoint; was one deleted?")
     summary = {
         "batches": trial.position,
         "seconds": seconds,
-        "result": result.as_dict(),
-        "best_checkpoint": str(LocalCheckpoints(out).folder(best).relative_to(out)) if best else None,
+        "best_checkpoint": str(saved.folder(best).relative_to(out)),
+        "best_batches": best.batches,
     }
     write_atomically(out / _FINISHED, json.dumps(summary, indent=1))
-    from experiments.evaluation.report import write_report
-
-    report = write_report(out)
+    evaluation = trial.last_evaluation()
+    report = write_report(
+        out,
+        pictures=sample_pictures(trial.run.val, evaluation.detections),
+        names=trial.run.val.categories.name_of,
+    )
+    Console().print(metrics_table(evaluation.result.metrics))
     print(
-        f"finished {trial.position} batches in {duration(seconds)}: AP {result.metrics['AP']:.4f}, "
-        f"AP50 {result.metrics['AP50']:.4f}\nlook at {report}",
+        f"finished: {trial.position} batches, {duration(seconds)} in this process\n"
+        f"look at {report}",
         flush=True,
     )
 

@@ -7,7 +7,7 @@ from determined import pytorch
 from torch import Tensor
 
 from experiments.communication import Communicator
-from experiments.evaluation.loop import SplitEvaluator
+from experiments.evaluation.loop import Evaluation, SplitEvaluator
 from experiments.progress import TrainingProgress
 
 LOSSES = ("loss", "class_loss", "box_loss")
@@ -63,6 +63,7 @@ class EvaluationReducer(pytorch.MetricReducer):
     def __init__(self, evaluator: SplitEvaluator, communicator: Communicator) -> None:
         self._evaluator = evaluator
         self._communicator = communicator
+        self.last: Evaluation | None = None
 
     def reset(self) -> None:
         """Begin an evaluation."""
@@ -74,7 +75,8 @@ class EvaluationReducer(pytorch.MetricReducer):
         The detections travel as tensors, so the ranks meet here and not in `cross_slot_reduce`,
         which would have them pickled.
         """
-        return self._evaluator.finish(self._communicator)
+        self.last = self._evaluator.gather(self._communicator)
+        return self.last.metrics
 
     def cross_slot_reduce(self, per_slot_metrics: list[dict[str, Any]]) -> dict[str, Any]:
         """Rank 0's."""

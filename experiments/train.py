@@ -143,7 +143,7 @@ def train_on_cluster(info: det.ClusterInfo) -> None:
 
 def train_locally(raw: dict[str, Any], out: Path, *, fresh: bool, skip_damaged: bool) -> None:
     """A run without a cluster, in a folder of its own."""
-    config = parse_config(raw)
+    config = parse_config(local_run.with_absolute_paths(raw))
     _prepare_torch(config.hparams.seed)
     distributed = start_distributed()
     chief = distributed is None or distributed.get_rank() == 0
@@ -157,7 +157,10 @@ def train_locally(raw: dict[str, Any], out: Path, *, fresh: bool, skip_damaged: 
             print(f"this run is finished: look at {out}, or give --fresh to train it anew")
         return
     os.environ["XDG_DATA_HOME"] = str(local_run.checkpoints(out).data_home)
-    os.chdir(ROOT)  # Determined copies the working directory into each checkpoint
+    # Determined copies the working directory into each checkpoint: give it one with nothing in it.
+    work = out / "work"
+    work.mkdir(parents=True, exist_ok=True)
+    os.chdir(work)
     with pytorch.init(
         hparams=as_dict(config.hparams),
         exp_conf=raw,
@@ -217,7 +220,7 @@ def main(
             raw = read_yaml(config)
             apply_settings(raw, settings or [])
             if data is not None:
-                raw["data"] = {**(raw.get("data") or {}), "path": str(data.resolve())}
+                raw["data"] = {**(raw.get("data") or {}), "path": str(data)}
             train_locally(raw, out.resolve(), fresh=fresh, skip_damaged=skip_damaged)
     except USER_ERRORS as error:
         print_error(str(error))

@@ -19,7 +19,7 @@ from experiments.communication import Communicator
 from experiments.config import ExperimentConfig
 from experiments.detector import build_from_hparams, detector_overrides
 from experiments.evaluation import CocoGroundTruth
-from experiments.evaluation.loop import SplitEvaluator
+from experiments.evaluation.loop import Evaluation, SplitEvaluator, evaluate_detector
 from experiments.feeding import PinnedBatches, RankShard
 from experiments.hparams import HParams
 from experiments.input import EvalLoader, FakeLoader, InputConfig, TrainLoader
@@ -305,6 +305,17 @@ class EfficientDetTrial(pytorch.PyTorchTrial):
             with self._autocast():
                 self.evaluator.add(self.evaluated_weights, batch)
         return {}
+
+    def last_evaluation(self) -> Evaluation:
+        """What the last evaluation found; made anew where an earlier process made it."""
+        if self.evaluation.last is not None:
+            return self.evaluation.last
+        return evaluate_detector(
+            self.evaluated_weights,
+            self.run.val,
+            self._input_config(training=False),
+            batch_size=self.hparams.eval_batch_size or self.context.get_per_slot_batch_size(),
+        )
 
     def get_batch_length(self, batch: Batch) -> int:
         """Images of a batch."""

@@ -13,3 +13,13 @@ def coco_tiny() -> Path:
     if not folder:
         pytest.skip("COCO_TINY names no folder of real images in COCO's layout")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def mini_coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small generated data set: 48 training and 19 validation images."""
+    from cocodata.mini import generate_mini_coco
+
+    folder = tmp_path_factory.mktemp("data") / "mini-coco"
+    generate_mini_coco(folder, num_train=48, num_val=19)
+    return folder

@@ -127,32 +127,6 @@ class SplitEvaluator:
         """COCO's metrics of the last evaluation that came to its end."""
         return self.latest.result if self.latest is not None else None
 
-    def finish(self, communicator: Communicator) -> dict[str, Any]:
-        """`gather`, as the metrics to report."""
-        return self.gather(communicator).metrics
-
-
-def evaluation_input(
-    config: DetectorConfig, *, device: torch.device, threads: int | None = None
-) -> InputConfig:
-    """How a detector of this configuration wants its images for evaluation.
-
-    Args:
-        config: of the detector.
-        device: where the detector is; images are decoded there too.
-        threads: CPU threads of the input; None leaves it the choice.
-    """
-    return InputConfig(
-        image_size=config.image_size,
-        mean=config.mean,
-        std=config.std,
-        fill_color=config.fill_color,
-        interpolation=config.interpolation,
-        device="gpu" if device.type == "cuda" else "cpu",
-        device_id=device.index or 0,
-        threads=threads or default_threads(),
-    )
-
 
 def evaluate_detector(
     detector: EfficientDet,

@@ -1,0 +1,135 @@
+"""What the commands on a finished detector share: opening it, and showing how far they are."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from experiments.input import Batch, InputConfig, default_threads
+from model import DetectorConfig, EfficientDet
+
+DEVICES = ("auto", "cpu", "cuda")
+
+
+def open_detector(
+    checkpoint: Path,
+    *,
+    model: str | None = None,
+    num_classes: int | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+) -> EfficientDet:
+    """A detector ready to detect, with the averaged weights where there are any.
+
+    Args:
+        checkpoint: a checkpoint folder, the folder of a local run (its best checkpoint is taken),
+            or a .pth, .pt or .safetensors file of weights.
+        model: the detector's name, for a file of weights.
+        num_classes: its classes, likewise.
+        device: auto (a GPU where there is one), cpu, cuda or cuda:N.
+        threads: CPU threads of the detector; None leaves torch the choice.
+
+    Raises:
+        CheckpointError: there is nothing usable; the message says what to do.
+        ValueError: no such model or device.
+    """
+    from experiments.checkpoint import load_detector
+
+    where = _device(device)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    detector = load_detector(_newest_or_given(checkpoint), model=model, num_classes=num_classes)
+    # The fastest layout for convolutions on GPUs and on CPUs.
+    return detector.eval().to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"no device is named {name!r}: give {', '.join(DEVICES)}") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("no GPU can be used here: give --device cpu")
+    return device
+
+
+def _newest_or_given(path: Path) -> Path:
+    """The best checkpoint of a local run's folder; any other path as it is."""
+    from experiments.checkpoint import CheckpointError, LocalCheckpoints
+
+    if not path.exists():
+        raise CheckpointError(
+            f"{path}: nothing there; give a run's folder, one of its checkpoints or a file of "
+            "weights"
+        )
+    if path.is_dir() and (path / "checkpoints.json").is_file():
+        checkpoints = LocalCheckpoints(path)
+        best = checkpoints.best()
+        if best is None:
+            raise CheckpointError(f"{path}: this run has no checkpoint yet")
+        return checkpoints.folder(best)
+    return path
+
+
+def evaluation_input(
+    config: DetectorConfig, *, device: torch.device, threads: int | None = None
+) -> InputConfig:
+    """How a detector of this configuration wants its images for evaluation.
+
+    Args:
+        config: of the detector.
+        device: where the detector is; images are decoded there too.
+        threads: CPU threads of the input; None leaves it the choice.
+    """
+    return InputConfig(
+        image_size=config.image_size,
+        mean=config.mean,
+        std=config.std,
+        fill_color=config.fill_color,
+        interpolation=config.interpolation,
+        device="gpu" if device.type == "cuda" else "cpu",
+        device_id=device.index or 0,
+        threads=threads or default_threads(),
+        channels_last=True,
+    )
+
+
+def with_progress(batches: Iterable[Batch], count: int) -> Iterator[Batch]:
+    """The batches, with a bar, speed and the time left on a terminal."""
+    console = Console(stderr=True)
+    with Progress(
+        SpinnerColumn(),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("batches  {task.fields[speed]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    ) as progress:
+        task = progress.add_task("", total=count, speed="")
+        images = 0
+        for batch in batches:
+            yield batch
+            images += len(batch["image_id"])
+            elapsed = progress.tasks[task].elapsed
+            speed = f"{images / elapsed:.1f} images/s" if elapsed else ""
+            progress.update(task, advance=1, speed=speed)
+
+
+def print_error(message: str) -> None:
+    """An error that the user can mend, without a traceback."""
+    Console(stderr=True).print(f"error: {message}", style="red", markup=False, highlight=False)

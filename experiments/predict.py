@@ -1,0 +1,181 @@
+#!/usr/bin/env python3
+"""Draw what a detector finds in pictures, and write it as JSON."""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+# Started as a script: the packages are found beside this file, not installed.
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "data-prep")]
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+import typer  # noqa: E402
+from rich.console import Console  # noqa: E402
+
+from cocodata import Categories, DatasetError, Split, load_split, splits  # noqa: E402
+from experiments.checkpoint import CheckpointError, write_atomically  # noqa: E402
+from experiments.communication import SingleProcess  # noqa: E402
+from experiments.evaluation import Detections, DetectionTable  # noqa: E402
+from experiments.evaluation.drawing import draw_detections  # noqa: E402
+from experiments.evaluation.inference import (  # noqa: E402
+    evaluation_input,
+    open_detector,
+    print_error,
+    with_progress,
+)
+from experiments.evaluation.pictures import (  # noqa: E402
+    Pictures,
+    find_pictures,
+    open_picture,
+    read_pictures,
+)
+from experiments.evaluation.report import save_image  # noqa: E402
+from experiments.input import EvalLoader, SampleError  # noqa: E402
+from model import EfficientDet, anchor_boxes, detect  # noqa: E402
+
+_COCO_CLASSES = 90
+
+
+def class_categories(num_classes: int, data: Path | None) -> Categories:
+    """The names of a detector's classes: a data set's, or COCO's for 90 classes, or numbers.
+
+    Raises:
+        ValueError: the data set has another number of classes.
+    """
+    if data is not None:
+        categories = load_split(data, splits(data)[1]).categories
+        if categories.num_classes != num_classes:
+            raise ValueError(
+                f"the detector has {num_classes} classes, {data} has {categories.num_classes}: it "
+                "was trained on another data set"
+            )
+        return categories
+    names = [f"class {label}" for label in range(1, num_classes + 1)]
+    if num_classes == _COCO_CLASSES:
+        from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
+
+        known = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"][1 : num_classes + 1]
+        names = [
+            known if known != "N/A" else name for known, name in zip(known, names, strict=True)
+        ]
+    return Categories(ids=tuple(range(1, num_classes + 1)), names=tuple(names))
+
+
+@torch.inference_mode()
+def detect_in(
+    detector: EfficientDet, split: Split, *, batch_size: int, threads: int | None
+) -> Detections:
+    """The detections of a detector in the images of a split."""
+    config = detector.config
+    device = next(detector.parameters()).device
+    anchors = anchor_boxes(config).to(device)
+    table = DetectionTable()
+    with EvalLoader(
+        split, evaluation_input(config, device=device, threads=threads), batch_size=batch_size
+    ) as loader:
+        for batch in with_progress(loader, len(loader)):
+            logits, regressions = detector(batch["image"].to(device))
+            scale, size = batch["image_scale"].to(device), batch["image_size"].to(device)
+            found = detect(logits, regressions, anchors, config, scale, size)
+            table.add(batch["image_id"], found)
+    return table.gather(SingleProcess(), split.categories)
+
+
+def write_predictions(
+    pictures: Pictures, detections: Detections, out: Path, *, min_score: float
+) -> int:
+    """Write each picture with its boxes drawn, and detections.json.
+
+    Returns:
+        The number of detections.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    categories = pictures.split.categories
+    listing: list[dict[str, Any]] = []
+    taken: set[str] = set()
+    for image_id, file in zip(pictures.split.image_ids, pictures.files, strict=True):
+        rows = np.flatnonzero((detections.image_ids == image_id) & (detections.scores >= min_score))
+        boxes = detections.boxes[rows].copy()
+        boxes[:, 2:] += boxes[:, :2]
+        labels = categories.labels_of(detections.category_ids[rows])
+        scores = detections.scores[rows]
+        image = open_picture(file)
+        name = f"{file.stem}.jpg" if f"{file.stem}.jpg" not in taken else f"{file.name}.jpg"
+        taken.add(name)
+        save_image(draw_detections(image, boxes, labels, scores, categories.name_of), out / name)
+        listing.append(
+            {
+                "file": str(file),
+                "drawn": name,
+                "width": image.width,
+                "height": image.height,
+                "detections": [
+                    {"class": categories.name_of(label), "label": label, "score": score, "box": box}
+                    for label, score, box in zip(
+                        labels.tolist(), scores.tolist(), boxes.tolist(), strict=True
+                    )
+                ],
+            }
+        )
+    write_atomically(out / "detections.json", json.dumps(listing, indent=1) + "\n")
+    return sum(len(each["detections"]) for each in listing)
+
+
+def main(
+    *,
+    checkpoint: Annotated[
+        Path, typer.Option(help="A run's folder, one of its checkpoints, or a file of weights.")
+    ],
+    images: Annotated[str, typer.Option(help="A picture, a folder of pictures, or a pattern.")],
+    out: Annotated[Path, typer.Option(help="Folder for the drawn pictures.")] = Path(
+        "runs/predict"
+    ),
+    data: Annotated[
+        Path | None, typer.Option(help="The data set that the classes get their names from.")
+    ] = None,
+    score: Annotated[
+        float, typer.Option(min=0, max=1, help="Detections that score less are left out.")
+    ] = 0.3,
+    model: Annotated[
+        str | None, typer.Option(help="The detector of a file of weights: tf_efficientdet_d0, ...")
+    ] = None,
+    num_classes: Annotated[
+        int | None, typer.Option(min=1, help="Classes of a file of weights; 90 if not given.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    batch_size: Annotated[int, typer.Option(min=1)] = 8,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads of the input and of the detector.")
+    ] = None,
+) -> None:
+    """Draw what a checkpoint detects in pictures of any size, and write it as JSON."""
+    try:
+        files = find_pictures(images)
+        detector = open_detector(
+            checkpoint, model=model, num_classes=num_classes, device=device, threads=threads
+        )
+        categories = class_categories(detector.config.num_classes, data)
+        with tempfile.TemporaryDirectory() as scratch:
+            pictures = read_pictures(files, Path(scratch), categories)
+            detections = detect_in(detector, pictures.split, batch_size=batch_size, threads=threads)
+            count = write_predictions(pictures, detections, out, min_score=score)
+    except (CheckpointError, DatasetError, SampleError, OSError, ValueError) as error:
+        print_error(str(error))
+        raise typer.Exit(1) from error
+    Console().print(
+        f"{count} detections in {len(pictures.files)} pictures; look at {out}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    for reason in pictures.broken.values():
+        print_error(f"skipped: {reason}")
+    if pictures.broken:
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,91 @@
+"""The experiment's configuration, its periods, and when the trainer stops."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from experiments.config import ConfigError, Period, apply_settings, parse_config, read_yaml
+from experiments.hparams import HParamError
+from experiments.periods import Every
+from experiments.trial import step_seed
+
+DATA = {"data": {"path": "/data/coco"}}
+
+
+def test_settings_are_hyperparameters_read_as_yaml() -> None:
+    config = {**DATA, "hyperparameters": {"lr": 0.1}}
+    apply_settings(config, ["lr=1e-2", "amp=true", "lr_noise=[0.1, 0.2]", "weights=null"])
+    hparams = parse_config(config).hparams
+    assert (hparams.lr, hparams.amp, hparams.lr_noise, hparams.weights) == (
+        0.01, True, [0.1, 0.2], None,
+    )
+    with pytest.raises(ConfigError, match="name=value"):
+        apply_settings(config, ["lr"])
+
+
+def test_a_searchers_values_win_and_written_out_constants_are_read() -> None:
+    raw = {**DATA, "hyperparameters": {"lr": {"type": "const", "val": 0.5}, "epochs": 20}}
+    assert parse_config(raw).hparams.lr == 0.5
+    assert parse_config(raw, {"lr": 0.25}).hparams.lr == 0.25
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data": {}}, "--data FOLDER"),
+        ({"data": {"path": "/x", "valid": "v"}}, r"data: has no setting \['valid'\]"),
+        ({"min_validation_period": {"hours": 1}}, "min_validation_period"),
+        ({"min_checkpoint_period": 5}, "min_checkpoint_period"),
+        ({"optimizations": {"aggregation_frequency": 2}}, "global_batch_size"),
+        ({"records_per_epoch": 118287}, "records_per_epoch"),
+    ],
+)
+def test_wrong_sections_are_named(change: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_config({**DATA, **change})
+
+
+def test_compression_of_gradients_has_one_place() -> None:
+    with pytest.raises(HParamError, match="fp16_compression"):
+        parse_config({**DATA, "optimizations": {"gradient_compression": True}})
+
+
+def test_files_that_are_no_configuration(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_yaml(tmp_path / "none.yaml")
+    (tmp_path / "list.yaml").write_text("- 1")
+    with pytest.raises(ConfigError, match="must be a mapping"):
+        read_yaml(tmp_path / "list.yaml")
+    (tmp_path / "broken.yaml").write_text("a: [1")
+    with pytest.raises(ConfigError, match="is not YAML"):
+        read_yaml(tmp_path / "broken.yaml")
+
+
+def test_periods_in_every_unit() -> None:
+    assert Period().batches(100, 16) == 0
+    assert Period(7, "batches").batches(100, 16) == 7
+    assert Period(2, "epochs").batches(100, 16) == 200
+    assert Period(1600, "records").batches(100, 16) == 100
+    assert Period(1, "records").batches(100, 16) == 1
+
+
+@given(
+    period=st.integers(0, 50), start=st.integers(0, 200), total=st.integers(1, 300)
+)
+def test_a_resumed_run_stops_where_the_straight_one_did(period: int, start: int, total: int) -> None:
+    """The trainer counts from 0 after a resume; the stops must not move."""
+    straight = Every(period, offset=0, last=total)
+    resumed = Every(period, offset=start, last=total)
+    for batch in range(1, total - start + 1):
+        assert (batch in resumed) == (batch + start in straight)
+
+
+@given(
+    st.tuples(st.integers(0, 2**31), st.integers(0, 10**7), st.integers(0, 255)),
+    st.tuples(st.integers(0, 2**31), st.integers(0, 10**7), st.integers(0, 255)),
+)
+def test_step_seeds_differ(one: tuple[int, int, int], other: tuple[int, int, int]) -> None:
+    assert 0 <= step_seed(*one) < 2**64
+    assert (step_seed(*one) == step_seed(*other)) == (one == other)
