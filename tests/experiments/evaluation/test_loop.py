@@ -10,11 +10,11 @@ import torch
 from cocodata import Split, load_split, splits
 from experiments.communication import SingleProcess, TorchCommunicator
 from experiments.evaluation import CocoGroundTruth, coco_metrics
+from experiments.evaluation.inference import evaluation_input
 from experiments.evaluation.loop import (
     Evaluation,
     SplitEvaluator,
     evaluate_detector,
-    evaluation_input,
 )
 from experiments.input import EvalLoader
 from model import DetectionLoss, EfficientDet, anchor_boxes, assign_targets, build_detector
@@ -115,7 +115,7 @@ def test_evaluator_starts_anew(detector: EfficientDet, split: Split) -> None:
             evaluator.reset()
             for batch in loader:
                 evaluator.add(detector, batch)
-            outcomes.append(evaluator.finish(SingleProcess()))
+            outcomes.append(evaluator.gather(SingleProcess()).metrics)
     assert outcomes[0] == outcomes[1]
     assert evaluator.result is not None
     assert evaluator.result.metrics["AP"] == outcomes[0]["AP"]
