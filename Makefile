@@ -42,7 +42,7 @@ mini-coco: setup ## Generate the mini COCO in data/mini-coco
 .PHONY: train-local
 train-local: setup ## Train here without a cluster (DATA= CONFIG= OUT= HPARAMS="lr=.1 epochs=3")
 	@$(mini_if_no_data)
-	@$(PY) experiments/train.py --local --config "$(CONFIG)" --data "$(data_folder)" \
+	@$(PY) experiments/train.py --config "$(CONFIG)" --data "$(data_folder)" \
 	    $(if $(OUT),--out "$(OUT)") $(foreach setting,$(HPARAMS),--set $(setting))
 
 .PHONY: evaluate

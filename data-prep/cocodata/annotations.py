@@ -6,6 +6,7 @@ taking 5 GB of memory in every process.
 """
 
 import gc
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from cocodata.categories import Categories
 from cocodata.errors import DatasetError
 
 _T = TypeVar("_T")
+
+_LIST_VALUE = re.compile(rb"\s*:\s*\[")
 
 
 @dataclass(frozen=True)
@@ -107,16 +110,15 @@ def _without_polygons(content: bytes) -> bytes:
     pieces: list[bytes] = []
     copied = position = 0
     while (found := content.find(key, position)) >= 0:
-        start = content.find(b":", found + len(key)) + 1
-        position = start
-        if start == 0:
-            break
-        if content[start : start + 16].lstrip()[:1] != b"[":
+        position = found + len(key)
+        value = _LIST_VALUE.match(content, position)
+        if value is None:
             continue
+        start = value.end() - 1
         quote = content.find(b'"', start)
         brace = content.find(b"}", start, quote if quote >= 0 else len(content))
         end = content.rfind(b"]", start, brace if brace >= 0 else quote) + 1
-        if end > 0:
+        if end > start:
             pieces += (content[copied:start], b"0")
             copied = position = end
     pieces.append(content[copied:])

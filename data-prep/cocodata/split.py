@@ -105,18 +105,25 @@ def splits(data: Path) -> tuple[str, str]:
     return names[0], names[1]
 
 
-def load_split(data: Path, split: str) -> Split:
+def load_split(data: Path, split: str, *, strict: bool = True) -> Split:
     """Read one split of a data set folder of COCO's layout.
+
+    Args:
+        data: the data set folder.
+        split: name of the split.
+        strict: whether ids that contradict each other are an error; if not, boxes of unknown
+            images or categories are left out, and of several images with one id the first counts.
 
     Raises:
         DatasetError: the annotation file is missing or is not COCO's format, or its ids contradict
-            each other: an image id twice, a box of an unknown image or of an unknown category.
+            each other (an image id twice, a box of an unknown image or category) and `strict` is
+            set.
     """
     annotations = read_annotations(annotation_file(data, split))
     repeated = np.unique(annotations.image_ids).size != annotations.image_ids.size
     no_image = ~np.isin(annotations.box_image_ids, annotations.image_ids)
     no_category = ~annotations.categories.known(annotations.box_category_ids)
-    if repeated or no_image.any() or no_category.any():
+    if strict and (repeated or no_image.any() or no_category.any()):
         raise DatasetError(
             f"{annotations.path}: ids contradict each other: image ids "
             f"{'repeat' if repeated else 'are unique'}, {no_image.sum()} boxes are of unknown "

@@ -1,0 +1,43 @@
+"""A small generated data set, and copies of it to damage."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cocodata.mini import generate_mini_coco
+
+EditAnnotations = Callable[[Callable[[dict[str, Any]], None]], None]
+
+
+@pytest.fixture(scope="session")
+def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A mini COCO of 220 + 110 images; not to be changed."""
+    folder = tmp_path_factory.mktemp("generated") / "mini"
+    generate_mini_coco(folder, num_train=220, num_val=110)
+    return folder
+
+
+@pytest.fixture
+def data(generated: Path, tmp_path: Path) -> Path:
+    """A copy to damage, without a manifest: every look at it is a full one."""
+    folder = tmp_path / "data"
+    shutil.copytree(generated, folder)
+    (folder / "manifest.json").unlink()
+    return folder
+
+
+@pytest.fixture
+def edit_train(data: Path) -> EditAnnotations:
+    """Changes the training annotations of `data` with a function."""
+
+    def edit(change: Callable[[dict[str, Any]], None]) -> None:
+        path = data / "annotations" / "instances_train2017.json"
+        tree = json.loads(path.read_text())
+        change(tree)
+        path.write_text(json.dumps(tree))
+
+    return edit
