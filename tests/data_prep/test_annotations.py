@@ -72,7 +72,8 @@ def test_split_of_real_images_agrees_with_pycocotools(coco_tiny: Path) -> None:
 
 
 def test_targets_are_those_of_effdet(coco_tiny: Path) -> None:
-    from effdet.data.parsers import CocoParser, CocoParserCfg
+    from effdet.data.parsers.parser_coco import CocoParser
+    from effdet.data.parsers.parser_config import CocoParserCfg
 
     for name in splits(coco_tiny):
         split = load_split(coco_tiny, name)
