@@ -1,4 +1,4 @@
-"""What happens around the batches: position and checkpoints, the record of a local run, stopping."""
+"""What happens around the batches: position, checkpoints, the record of a local run, stopping."""
 
 import json
 import math

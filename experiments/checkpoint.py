@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy._core import multiarray
 
 from model import EfficientDet, build_detector, load_weights
 
@@ -89,8 +90,8 @@ def allow_checkpoint_globals() -> None:
         [
             np.ndarray,
             np.dtype,
-            np._core.multiarray._reconstruct,
-            np._core.multiarray.scalar,
+            multiarray._reconstruct,
+            multiarray.scalar,
             *(type(np.dtype(kind)) for kind in ("uint32", "int64", "float64", "float32")),
         ]
     )

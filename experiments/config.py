@@ -135,8 +135,9 @@ def parse_config(
     searcher = raw.get("searcher") or {}
     hparams = parse_hparams(hyperparameters)
     if optimizations.get("gradient_compression"):
-        raise HParamError("optimizations.gradient_compression: set the hyperparameter "
-                          "fp16_compression instead")
+        raise HParamError(
+            "optimizations.gradient_compression: set the hyperparameter fp16_compression instead"
+        )
     return ExperimentConfig(
         hparams=hparams,
         data=Path(data["path"]),

@@ -79,7 +79,5 @@ def build_from_hparams(hparams: HParams, num_classes: int) -> EfficientDet:
         **detector_overrides(hparams),
     )
     if hparams.weights is not None:
-        load_weights(
-            detector, Path(hparams.weights), reset_class_head=hparams.reset_class_head
-        )
+        load_weights(detector, Path(hparams.weights), reset_class_head=hparams.reset_class_head)
     return detector

@@ -14,7 +14,6 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 
-
 class HParamError(ValueError):
     """Hyperparameters that cannot be honoured; the message lists each with what to do."""
 
@@ -105,17 +104,13 @@ class HParams:
     val_skip: int = 0  # evaluate every n-th image only
 
 
-_POSITIVE = (
-    "num_classes lr_base_batch global_batch_size lr opt_eps clip_grad epochs decay_epochs "
-    "eval_batch_size input_threads recount bn_momentum bn_eps min_loss_scale gamma alpha "
-    "box_loss_weight scale_min scale_max decay_rate"
-).split()
-_NOT_NEGATIVE = (
-    "weight_decay warmup_epochs warmup_lr min_lr cooldown_epochs patience_epochs lr_noise_pct "
-    "lr_noise_std val_skip seed momentum smoothing drop_path_rate"
-).split()
-_BELOW_ONE = "momentum smoothing drop_path_rate model_ema_decay".split()
-_SHARES = "reprob model_ema_decay bn_momentum alpha".split()
+_NOT_NEGATIVE = {
+    *("weight_decay", "warmup_epochs", "warmup_lr", "min_lr", "cooldown_epochs"),
+    *("patience_epochs", "lr_noise_pct", "lr_noise_std", "val_skip", "seed", "reprob"),
+    *("momentum", "smoothing", "drop_path_rate", "model_ema_decay"),
+}
+_BELOW_ONE = {"momentum", "smoothing", "drop_path_rate"}
+_AT_MOST_ONE = {"reprob", "model_ema_decay", "bn_momentum", "alpha"}
 
 # Names of other EfficientDet training scripts, each with what to write here.
 _FORMER_NAMES = {
@@ -184,6 +179,10 @@ def _convert(value: Any, annotation: Any) -> Any:
         if value is None:
             return None
         raise TypeError
+    return _convert_scalar(value, annotation)
+
+
+def _convert_scalar(value: Any, annotation: type) -> Any:
     if annotation is float and isinstance(value, str):  # YAML 1.1 reads 1e-4 as text
         try:
             value = float(value)
@@ -196,7 +195,7 @@ def _convert(value: Any, annotation: Any) -> Any:
         value = int(value)
     if isinstance(value, bool) is not (annotation is bool) or not isinstance(value, annotation):
         raise TypeError
-    if annotation is float and not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         raise TypeError
     return value
 
@@ -205,14 +204,14 @@ def _bounds(name: str, value: Any) -> str | None:
     """What is wrong with a value of the right type, or None."""
     if value is None or isinstance(value, bool | str | list):
         return None
-    if name in _POSITIVE and value <= 0:
-        return "must be more than 0"
     if name in _NOT_NEGATIVE and value < 0:
         return "must not be negative"
+    if name not in _NOT_NEGATIVE and value <= 0:
+        return "must be more than 0"
     if name in _BELOW_ONE and value >= 1:
         return "must be below 1"
-    if name in _SHARES and not 0 <= value <= 1:
-        return "must lie between 0 and 1"
+    if name in _AT_MOST_ONE and value > 1:
+        return "must be at most 1"
     return None
 
 

@@ -198,5 +198,3 @@ def finish(out: Path, trial: "EfficientDetTrial", seconds: float) -> None:
         f"look at {report}",
         flush=True,
     )
-
-

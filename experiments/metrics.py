@@ -26,19 +26,17 @@ class TrainingReducer(pytorch.MetricReducer):
 
     def reset(self) -> None:
         """Begin a reporting period."""
-        self._sums: list[Tensor] = []
+        self._sums: list[Any] = []
         self._batches = 0
         self._lr = math.nan
         self._progress.start_window()
 
     def update(self, loss: Tensor, class_loss: Tensor, box_loss: Tensor, lr: float) -> None:
         """Add a batch."""
-        losses = (loss, class_loss, box_loss)
-        if self._sums:
-            for total, value in zip(self._sums, losses, strict=True):
-                total += value
-        else:
-            self._sums = [value.clone() for value in losses]
+        losses = [loss, class_loss, box_loss]
+        self._sums = [
+            total + value for total, value in zip(self._sums or [0.0] * 3, losses, strict=True)
+        ]
         self._batches += 1
         self._lr = lr
 

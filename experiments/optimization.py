@@ -1,4 +1,4 @@
-"""Optimizer, learning-rate schedule and gradient clipping, all timm's, as the hyperparameters say."""
+"""Optimizer, learning-rate schedule and gradient clipping: timm's, by hyperparameters."""
 
 from collections.abc import Callable, Iterable
 from typing import Any

@@ -77,8 +77,7 @@ class TrainingProgress:
     def wants_loss(self) -> bool:
         """Whether the next `batch` would show a loss, so that it is read only when needed."""
         return (
-            self._bar is not None
-            and time.monotonic() - self._updated >= _SECONDS_BETWEEN_UPDATES
+            self._bar is not None and time.monotonic() - self._updated >= _SECONDS_BETWEEN_UPDATES
         )
 
     def batch(self, batches_done: int, loss: float | None, lr: float) -> None:

@@ -30,6 +30,7 @@ from experiments import local_run  # noqa: E402
 from experiments.callbacks import DivergedError, print_error  # noqa: E402
 from experiments.checkpoint import (  # noqa: E402
     CheckpointError,
+    SavedCheckpoint,
     allow_checkpoint_globals,
     verify_digests,
 )
@@ -106,9 +107,7 @@ def _fit(
 
     def period(name: str) -> pytorch.Batch:
         return every(
-            getattr(config, name).batches(
-                run.batches_per_epoch, config.hparams.global_batch_size
-            )
+            getattr(config, name).batches(run.batches_per_epoch, config.hparams.global_batch_size)
         )
 
     pytorch.Trainer(trial, context).fit(
@@ -116,7 +115,9 @@ def _fit(
         validation_period=period("validation_period"),
         reporting_period=every(config.reporting_batches),
         # A search counts in epochs and compares this with its own max_time.
-        max_length=pytorch.Batch(run.total_batches) if local else pytorch.Epoch(trial.hparams.epochs),
+        max_length=pytorch.Batch(run.total_batches)
+        if local
+        else pytorch.Epoch(trial.hparams.epochs),
         checkpoint_policy="all" if local else config.checkpoint_policy,
         latest_checkpoint=checkpoint,
     )
@@ -126,9 +127,7 @@ def train_on_cluster(info: det.ClusterInfo) -> None:
     """One trial of an experiment, as the master ordered it."""
     config = parse_config(info.trial._config, info.trial.hparams)
     _prepare_torch(config.hparams.seed)
-    with pytorch.init(
-        hparams=as_dict(config.hparams), exp_conf=dict(config.raw)
-    ) as context:
+    with pytorch.init(hparams=as_dict(config.hparams), exp_conf=dict(config.raw)) as context:
         checkpoint = info.latest_checkpoint
         if checkpoint is not None:
             with context._core.checkpoint.restore_path(checkpoint) as folder:
@@ -141,21 +140,36 @@ def train_on_cluster(info: det.ClusterInfo) -> None:
         _fit(trial, context, checkpoint)
 
 
+def _place_in(
+    out: Path, config: ExperimentConfig, *, fresh: bool, skip_damaged: bool
+) -> SavedCheckpoint | Exception | str:
+    """Where the run in a folder is: at a checkpoint, at its "start", "finished" or not usable."""
+    try:
+        if fresh:
+            local_run.remove(out)
+        checkpoint = local_run.resume_point(out, config, skip_damaged=skip_damaged)
+    except (CheckpointError, local_run.RunError) as error:
+        return error
+    return "finished" if local_run.is_finished(out) else checkpoint or "start"
+
+
 def train_locally(raw: dict[str, Any], out: Path, *, fresh: bool, skip_damaged: bool) -> None:
     """A run without a cluster, in a folder of its own."""
     config = parse_config(local_run.with_absolute_paths(raw))
     _prepare_torch(config.hparams.seed)
     distributed = start_distributed()
     chief = distributed is None or distributed.get_rank() == 0
-    if fresh and chief:
-        local_run.remove(out)
+    place = _place_in(out, config, fresh=fresh, skip_damaged=skip_damaged) if chief else None
     if distributed is not None:
-        communicator().barrier()
-    checkpoint = local_run.resume_point(out, config, skip_damaged=skip_damaged)
-    if local_run.is_finished(out):
+        # The folder may lie on the first rank's host only, and is about to change.
+        place = distributed.broadcast(place)
+    if isinstance(place, Exception):
+        raise place
+    if place == "finished":
         if chief:
             print(f"this run is finished: look at {out}, or give --fresh to train it anew")
         return
+    checkpoint = place if isinstance(place, SavedCheckpoint) else None
     os.environ["XDG_DATA_HOME"] = str(local_run.checkpoints(out).data_home)
     # Determined copies the working directory into each checkpoint: give it one with nothing in it.
     work = out / "work"
@@ -190,6 +204,7 @@ def _opening(run: Run, config: ExperimentConfig) -> str:
 
 
 def main(
+    *,
     config: Annotated[
         Path | None, typer.Option(help="An experiment's YAML file (without a cluster).")
     ] = None,

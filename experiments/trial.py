@@ -32,6 +32,7 @@ from model import (
     EfficientDet,
     anchor_boxes,
     assign_targets,
+    convert_sync_batchnorm,
 )
 
 Batch = dict[str, Tensor]
@@ -86,15 +87,11 @@ class EfficientDetTrial(pytorch.PyTorchTrial):
         num_classes = run.train.categories.num_classes
         detector = build_from_hparams(self.hparams, num_classes)
         self.detector: EfficientDet = detector.to(self.device)
-        if self.hparams.sync_bn and self.communicator.size > 1:
-            from model import convert_sync_batchnorm
-
-            self.detector = convert_sync_batchnorm(
-                self.detector, self.communicator.all_reduce_sum
-            )
         if self.hparams.channels_last:
             self.detector = self.detector.to(memory_format=torch.channels_last)
-        self.ema = self._build_ema()
+        self.ema = self._build_ema()  # before the conversion: an average is only evaluated
+        if self.hparams.sync_bn and self.communicator.size > 1:
+            convert_sync_batchnorm(self.detector, self.communicator.all_reduce_sum)
         self._cpu_anchors = anchor_boxes(self.detector.config)
         self.anchors = self._cpu_anchors.to(self.device)
         self.loss = DetectionLoss(self.detector.config)

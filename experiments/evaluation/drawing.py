@@ -82,15 +82,17 @@ def draw_detections(
     order = np.argsort(scores, kind="stable")
     for index in order:
         outline = class_color(int(labels[index]))
-        draw.rectangle(_scaled(boxes[index], scale), outline=outline, width=width)
+        draw.rectangle(_scaled(boxes[index], scale, size), outline=outline, width=width)
     for box in truth_boxes if truth_boxes is not None else ():
-        _draw_dashed(draw, _scaled(box, scale), width)
+        _draw_dashed(draw, _scaled(box, scale, size), width)
     plates: list[tuple[Box, str, Color]] = []
     for index in order[::-1]:  # the best choose their place first
         label = int(labels[index])
         words = f"{names(label)} {scores[index]:.2f}"
         taken = [place for place, _, _ in plates]
-        place = _place_for(_plate_size(words, font), _scaled(boxes[index], scale), size, taken)
+        place = _place_for(
+            _plate_size(words, font), _scaled(boxes[index], scale, size), size, taken
+        )
         plates.append((place, words, class_color(label)))
     for place, words, color in reversed(plates):
         _draw_plate(draw, place, words, color, font)
@@ -160,10 +162,11 @@ def _tile(picture: DrawnImage, names: Callable[[int], str], side: int) -> Image.
     )
 
 
-def _scaled(box: npt.NDArray[np.floating], scale: float) -> Box:
-    """The box on the canvas; corners in order even where the box has no area."""
-    x1, y1, x2, y2 = (float(value) * scale for value in box)
-    return x1, y1, max(x1, x2), max(y1, y2)
+def _scaled(box: npt.NDArray[np.floating], scale: float, size: tuple[int, int]) -> Box:
+    """The box on a canvas, its edges within it, and its corners in order."""
+    x1, x2 = sorted(min(max(float(value) * scale, 0.0), size[0] - 1.0) for value in box[::2])
+    y1, y2 = sorted(min(max(float(value) * scale, 0.0), size[1] - 1.0) for value in box[1::2])
+    return x1, y1, x2, y2
 
 
 def _draw_dashed(draw: ImageDraw.ImageDraw, box: Box, width: int) -> None:

@@ -132,4 +132,7 @@ def with_progress(batches: Iterable[Batch], count: int) -> Iterator[Batch]:
 
 def print_error(message: str) -> None:
     """An error that the user can mend, without a traceback."""
-    Console(stderr=True).print(f"error: {message}", style="red", markup=False, highlight=False)
+    # Unwrapped, so that a path can be copied from it.
+    Console(stderr=True).print(
+        f"error: {message}", style="red", markup=False, highlight=False, soft_wrap=True
+    )

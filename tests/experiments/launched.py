@@ -62,8 +62,13 @@ def command(launcher: str, ranks: int) -> list[str]:
     return {
         "python": [sys.executable],
         "torchrun": [
-            sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(ranks),
-            "--master_port", str(29500 + os.getpid() % 400),
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nproc_per_node",
+            str(ranks),
+            "--master_port",
+            str(29500 + os.getpid() % 400),
         ],
         "horovodrun": [str(bin_folder / "horovodrun"), "--gloo", "-np", str(ranks), sys.executable],
     }[launcher]
@@ -77,8 +82,15 @@ def start(
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
     with out.with_suffix(".log").open("a") as log:
         return subprocess.Popen(
-            [*command(launcher, ranks), str(TRAIN), "--config", str(config), "--out", str(out),
-             *options],
+            [
+                *command(launcher, ranks),
+                str(TRAIN),
+                "--config",
+                str(config),
+                "--out",
+                str(out),
+                *options,
+            ],
             stdout=log,
             stderr=subprocess.STDOUT,
             text=True,
@@ -119,9 +131,7 @@ def metrics(out: Path) -> list[dict[str, Any]]:
             entry = json.loads(line)
         except ValueError:  # being written
             continue
-        entries.append(
-            {k: v for k, v in entry.items() if k not in ("time", "images_per_second")}
-        )
+        entries.append({k: v for k, v in entry.items() if k not in ("time", "images_per_second")})
     return entries
 
 

@@ -19,7 +19,10 @@ def test_settings_are_hyperparameters_read_as_yaml() -> None:
     apply_settings(config, ["lr=1e-2", "amp=true", "lr_noise=[0.1, 0.2]", "weights=null"])
     hparams = parse_config(config).hparams
     assert (hparams.lr, hparams.amp, hparams.lr_noise, hparams.weights) == (
-        0.01, True, [0.1, 0.2], None,
+        0.01,
+        True,
+        [0.1, 0.2],
+        None,
     )
     with pytest.raises(ConfigError, match="name=value"):
         apply_settings(config, ["lr"])
@@ -71,10 +74,10 @@ def test_periods_in_every_unit() -> None:
     assert Period(1, "records").batches(100, 16) == 1
 
 
-@given(
-    period=st.integers(0, 50), start=st.integers(0, 200), total=st.integers(1, 300)
-)
-def test_a_resumed_run_stops_where_the_straight_one_did(period: int, start: int, total: int) -> None:
+@given(period=st.integers(0, 50), start=st.integers(0, 200), total=st.integers(1, 300))
+def test_a_resumed_run_stops_where_the_straight_one_did(
+    period: int, start: int, total: int
+) -> None:
     """The trainer counts from 0 after a resume; the stops must not move."""
     straight = Every(period, offset=0, last=total)
     resumed = Every(period, offset=start, last=total)

@@ -21,8 +21,13 @@ def test_every_problem_is_in_one_message() -> None:
     with pytest.raises(HParamError) as error:
         parse_hparams({"learning_rte": 1, "lr": "fast", "epochs": 0, "momentum": 1.5, "amp": 1})
     message = str(error.value)
-    for part in ("learning_rte", "lr: is 'fast', must be a number", "epochs: is 0", "momentum",
-                 "amp: is 1, must be true or false"):
+    for part in (
+        "learning_rte",
+        "lr: is 'fast', must be a number",
+        "epochs: is 0",
+        "momentum",
+        "amp: is 1, must be true or false",
+    ):
         assert part in message
 
 
@@ -86,9 +91,7 @@ def test_spellings_are_understood(name: str, given: object, read: object) -> Non
 def test_every_hyperparameter_is_used_by_the_trial() -> None:
     """One that no code reads would be accepted and ignored."""
     code = "\n".join(
-        path.read_text()
-        for path in EXPERIMENTS.rglob("*.py")
-        if path.name != "hparams.py"
+        path.read_text() for path in EXPERIMENTS.rglob("*.py") if path.name != "hparams.py"
     )
     for field in fields(HParams):
         used = f"hparams.{field.name}" in code or f'getattr(hparams, "{field.name}")' in code
@@ -101,9 +104,11 @@ def test_the_experiments_are_valid(name: str) -> None:
     values = {}
     for hparam, value in config["hyperparameters"].items():
         if isinstance(value, dict):
-            choices = value["vals"] if value["type"] == "categorical" else [
-                value["minval"], value["maxval"]
-            ]
+            choices = (
+                value["vals"]
+                if value["type"] == "categorical"
+                else [value["minval"], value["maxval"]]
+            )
             for choice in choices:
                 parse_hparams({**_fixed(config), hparam: choice})
             values[hparam] = choices[0]

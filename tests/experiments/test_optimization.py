@@ -21,16 +21,32 @@ def _optimizer(lr: float = 0.1) -> torch.optim.Optimizer:
 @pytest.mark.parametrize("noise", [None, [0.4, 0.9]])
 def test_learning_rates_are_timms(sched: str, noise: list[float] | None) -> None:
     values = {
-        "sched": sched, "epochs": 20, "warmup_epochs": 3, "cooldown_epochs": 2, "lr": 0.1,
-        "decay_epochs": 5, "decay_rate": 0.3, "lr_noise": noise,
+        "sched": sched,
+        "epochs": 20,
+        "warmup_epochs": 3,
+        "cooldown_epochs": 2,
+        "lr": 0.1,
+        "decay_epochs": 5,
+        "decay_rate": 0.3,
+        "lr_noise": noise,
     }
     optimizer = _optimizer()
     schedule = Schedule(optimizer, parse_hparams(values), UPDATES)
     peer_optimizer = _optimizer()
     peer, epochs = create_scheduler_v2(
-        peer_optimizer, sched=sched, num_epochs=18, warmup_epochs=3, warmup_lr=1e-4, min_lr=1e-5,
-        cooldown_epochs=2, decay_epochs=5, decay_rate=0.3, noise=noise, noise_seed=42,
-        step_on_epochs=False, updates_per_epoch=UPDATES,
+        peer_optimizer,
+        sched=sched,
+        num_epochs=18,
+        warmup_epochs=3,
+        warmup_lr=1e-4,
+        min_lr=1e-5,
+        cooldown_epochs=2,
+        decay_epochs=5,
+        decay_rate=0.3,
+        noise=noise,
+        noise_seed=42,
+        step_on_epochs=False,
+        updates_per_epoch=UPDATES,
     )
     assert epochs == 20 or sched == "step"
     for step in range(20 * UPDATES):
@@ -58,8 +74,15 @@ def test_a_rate_does_not_depend_on_how_a_run_got_there() -> None:
 
 def test_plateau_warms_up_then_follows_the_metric_and_survives_a_resume() -> None:
     hparams = parse_hparams(
-        {"sched": "plateau", "epochs": 50, "warmup_epochs": 2, "cooldown_epochs": 0, "lr": 0.1,
-         "patience_epochs": 1, "decay_rate": 0.1}
+        {
+            "sched": "plateau",
+            "epochs": 50,
+            "warmup_epochs": 2,
+            "cooldown_epochs": 0,
+            "lr": 0.1,
+            "patience_epochs": 1,
+            "decay_rate": 0.1,
+        }
     )
     schedule = Schedule(_optimizer(), hparams, UPDATES)
     warm = [schedule.set(step) for step in range(2 * UPDATES)]

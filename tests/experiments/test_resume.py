@@ -113,7 +113,9 @@ def test_damaged_checkpoints_stop_a_resume_before_any_training(
 
 @pytest.mark.slow
 def test_a_run_folder_is_one_run(mini_coco: Path, tmp_path: Path) -> None:
-    config = launched.write_config(tmp_path, mini_coco, epochs=2, warmup_epochs=0, cooldown_epochs=0)
+    config = launched.write_config(
+        tmp_path, mini_coco, epochs=2, warmup_epochs=0, cooldown_epochs=0
+    )
     out = tmp_path / "run"
     first = launched.run(config, out)
     assert "look at" in first
