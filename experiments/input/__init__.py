@@ -3,12 +3,11 @@
 from experiments.input.config import InputConfig, default_threads
 from experiments.input.failures import SampleError
 from experiments.input.fake import FakeLoader
-from experiments.input.loader import AnchorTargets, EvalLoader, Labeler, TrainLoader
+from experiments.input.loader import EvalLoader, Labeler, TrainLoader
 from experiments.input.order import SampleOrder
 from experiments.input.stream import Batch
 
 __all__ = [
-    "AnchorTargets",
     "Batch",
     "EvalLoader",
     "FakeLoader",

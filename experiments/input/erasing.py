@@ -37,8 +37,8 @@ class Erasure:
 
 def erasable_size(sizes: Sizes, scale: FloatArray, input_size: tuple[int, int]) -> IntArray:
     """(N, 2) heights and widths to draw rectangles in, of images of (N, 2) widths and heights."""
-    # In float32, as the published models were trained: the last row or column may be lost to
-    # rounding.
+    # In float32, as the published models were trained: it rounds to whole pixels what float64 would
+    # leave just below.
     scaled = np.asarray(sizes, np.float32) / (1.0 / scale).astype(np.float32)[:, None]
     return np.minimum(scaled.astype(np.int64)[:, ::-1], input_size)
 

@@ -21,7 +21,7 @@ current when the batch was drawn.
 import math
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import torch
@@ -40,19 +40,10 @@ from experiments.input.erasing import Erasure, draw_erasures, erasable_size
 from experiments.input.order import SampleOrder, shard
 from experiments.input.stream import Batch, BatchStream, PreparedBatch
 
+if TYPE_CHECKING:
+    from model import AnchorTargets
 
-class AnchorTargets(Protocol):
-    """What the anchors of N images should predict: ``model.AnchorTargets`` is one."""
-
-    @property
-    def class_targets(self) -> Tensor: ...  # noqa: D102
-    @property
-    def box_targets(self) -> Tensor: ...  # noqa: D102
-    @property
-    def num_positives(self) -> Tensor: ...  # noqa: D102
-
-
-Labeler = Callable[[Tensor, Tensor], AnchorTargets]
+Labeler = Callable[[Tensor, Tensor], "AnchorTargets"]
 
 
 class TrainLoader(Iterator[Batch]):

@@ -27,11 +27,13 @@ def test_the_gpu_graph_can_be_constructed(channels_last):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_missing_gpu_is_named(jpeg_split):
-    with pytest.raises(ValueError, match="device is 'gpu'.*no GPU"):
+    with pytest.raises(ValueError, match=r"device is 'gpu'.*no GPU"):
         TrainLoader(jpeg_split, GPU, global_batch_size=8)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: torch.cuda.is_available()")
+@pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="torch.cuda.is_available() is False: no GPU here"
+)
 @pytest.mark.parametrize("train", [True, False])
 def test_gpu_batches_are_those_of_the_cpu(jpeg_split, train):
     batches = {}
@@ -54,7 +56,9 @@ def test_gpu_batches_are_those_of_the_cpu(jpeg_split, train):
         assert difference < 2
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: torch.cuda.is_available()")
+@pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="torch.cuda.is_available() is False: no GPU here"
+)
 def test_gpu_batches_own_their_memory(jpeg_split):
     with TrainLoader(jpeg_split, GPU, global_batch_size=8) as loader:
         held = [next(loader) for _ in range(4)]

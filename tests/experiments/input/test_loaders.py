@@ -12,6 +12,7 @@ from PIL import Image
 
 from experiments.input import EvalLoader, FakeLoader, InputConfig, TrainLoader
 from experiments.input.augmentation import fitted_geometry
+from model import anchor_boxes, assign_targets, detector_config
 
 CONFIG = InputConfig(
     (64, 96), interpolation="random", threads=2, seed=21, reprob=0.5, recount=2, remode="pixel"
@@ -177,6 +178,21 @@ def test_labels_are_computed_ahead(jpeg_split, global_batches):
     assert threading.main_thread() not in threads
     with EvalLoader(jpeg_split, EVALUATION, batch_size=4, labeler=label) as loader:
         assert "class_targets" in next(iter(loader))
+
+
+def test_anchor_targets_of_the_loader_are_those_of_the_model(jpeg_split):
+    config = InputConfig((128, 128), threads=2)
+    anchors = anchor_boxes(detector_config("tiny"))
+
+    def label(boxes, classes):
+        return assign_targets(anchors, boxes, classes)
+
+    with EvalLoader(jpeg_split, config, batch_size=13, labeler=label) as loader:
+        (batch,) = loader
+    expected = assign_targets(anchors, batch["boxes"], batch["classes"])
+    assert batch["num_positives"].sum() > 0
+    for key, tensor in expected._asdict().items():
+        assert torch.equal(batch[key], tensor), key
 
 
 def test_an_error_of_the_labeler_reaches_the_caller(jpeg_split):
