@@ -77,9 +77,9 @@ class Geometry:
 
     def source_window(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Start and end (y, x) of the window in source pixels, (N, 2); a flip swaps them in x."""
-        per_pixel = self.source_size / self.scaled_size
-        start = self.offset * per_pixel
-        end = (self.offset + self.visible_size) * per_pixel
+        # Multiplied first: the products are whole, so that the window's edges on the image's are exact.
+        start = self.offset * self.source_size / self.scaled_size
+        end = (self.offset + self.visible_size) * self.source_size / self.scaled_size
         width = self.source_size[:, 1]
         start[:, 1] = np.where(self.flip, width - start[:, 1], start[:, 1])
         end[:, 1] = np.where(self.flip, width - end[:, 1], end[:, 1])

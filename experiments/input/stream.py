@@ -204,7 +204,11 @@ class BatchStream:
         except StopIteration:
             return None
         except RuntimeError as error:
-            raise self._culprit(error) from error
+            culprit = self._culprit()
+            if culprit is None:
+                error.add_note("Each of the images in work decodes when it is tried alone.")
+                raise
+            raise culprit from error
 
     def _check(
         self, prepared: PreparedBatch, shapes: npt.NDArray[Any], ends: npt.NDArray[Any]
@@ -227,7 +231,7 @@ class BatchStream:
                     raise prepared.fault(row, reason)
                 self._sound_without_end.add(prepared.paths[row])
 
-    def _culprit(self, error: RuntimeError) -> Exception:
+    def _culprit(self) -> SampleError | None:
         """The file that DALI failed on: it says only that one of the batches in work was bad."""
         samples = [(batch, row) for batch in self._in_flight for row in range(len(batch.paths))]
         faults = [
@@ -240,7 +244,6 @@ class BatchStream:
             if (reason := dali_fault(batch.paths[row])) is not None
         ]
         if not faults:
-            error.add_note(f"Each of the {len(samples)} images in work decodes when tried alone.")
-            return error
+            return None
         batch, row, reason = faults[0]
         return batch.fault(row, reason, others=len({b.paths[r] for b, r, _ in faults}) - 1)

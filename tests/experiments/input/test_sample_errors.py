@@ -146,6 +146,21 @@ def test_an_end_cut_off_is_found_where_the_decoder_is_silent(split, monkeypatch)
     assert caught.value.path == prepared.paths[5]
 
 
+def test_a_failure_that_no_file_explains_is_passed_on(split, monkeypatch):
+    loader = EvalLoader(split, CONFIG, batch_size=4)
+    it = iter(loader)
+    next(it)
+
+    def fail(**_):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(loader._stream._pipeline, "outputs", fail)
+    with pytest.raises(RuntimeError, match="out of memory") as caught:
+        next(it)
+    assert not isinstance(caught.value, SampleError)
+    assert "Each of the images in work decodes" in caught.value.__notes__[0]
+
+
 def test_what_pillow_can_read_and_dali_cannot_is_named(split):
     """Pillow reads GIF; DALI's decoders do not."""
     victim = split.image_dir / split.file_names[3]
