@@ -77,7 +77,7 @@ class Geometry:
 
     def source_window(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Start and end (y, x) of the window in source pixels, (N, 2); a flip swaps them in x."""
-        # Multiplied first, since the products are whole: a window up to the image's edge ends on it.
+        # Multiplied first, since products are whole: a window up to the image's edge ends on it.
         start = self.offset * self.source_size / self.scaled_size
         end = (self.offset + self.visible_size) * self.source_size / self.scaled_size
         width = self.source_size[:, 1]
