@@ -1,6 +1,5 @@
 """Metrics that Determined reports, reduced over batches and ranks without a copy per batch."""
 
-import math
 from typing import Any
 
 from determined import pytorch
@@ -14,7 +13,7 @@ LOSSES = ("loss", "class_loss", "box_loss")
 
 
 class TrainingReducer(pytorch.MetricReducer):
-    """Means of the losses since the last report, the learning rate and images/s.
+    """Means of the losses since the last report, and images/s.
 
     Sums stay on the device until a report is due: copying each batch's losses, as Determined does
     with what train_batch returns, would make the GPU wait after every step.
@@ -28,23 +27,21 @@ class TrainingReducer(pytorch.MetricReducer):
         """Begin a reporting period."""
         self._sums: list[Any] = []
         self._batches = 0
-        self._lr = math.nan
         self._progress.start_window()
 
-    def update(self, loss: Tensor, class_loss: Tensor, box_loss: Tensor, lr: float) -> None:
+    def update(self, loss: Tensor, class_loss: Tensor, box_loss: Tensor) -> None:
         """Add a batch."""
         losses = [loss, class_loss, box_loss]
         self._sums = [
             total + value for total, value in zip(self._sums or [0.0] * 3, losses, strict=True)
         ]
         self._batches += 1
-        self._lr = lr
 
     def per_slot_reduce(self) -> dict[str, float]:
         """This rank's means."""
         means = [float(total) / self._batches for total in self._sums]
         metrics = dict(zip(LOSSES, means, strict=True))
-        return metrics | {"lr": self._lr, "images_per_second": self._progress.images_per_second()}
+        return metrics | {"images_per_second": self._progress.images_per_second()}
 
     def cross_slot_reduce(self, per_slot_metrics: list[dict[str, float]]) -> dict[str, float]:
         """The means over the ranks; each rank's losses are already a share of the global batch."""

@@ -243,4 +243,7 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    # A traceback of a failure that is not the user's stays Python's own: short, and whole in logs.
+    app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
+    app.command()(main)
+    app()

@@ -252,7 +252,7 @@ class EfficientDetTrial(pytorch.PyTorchTrial):
             positives = self.communicator.all_reduce_sum(positives)
         return (positives + 1.0) / self.communicator.size
 
-    def train_batch(self, batch: Batch, epoch_idx: int, batch_idx: int) -> dict[str, Tensor]:
+    def train_batch(self, batch: Batch, epoch_idx: int, batch_idx: int) -> dict[str, float]:
         """One optimizer step on this rank's share of the global batch at the position."""
         torch.manual_seed(step_seed(self.hparams.seed, self.position, self.communicator.rank))
         lr = self.schedule.set(self.position)
@@ -268,12 +268,12 @@ class EfficientDetTrial(pytorch.PyTorchTrial):
         self.position += 1
         if self.ema is not None:
             self.ema.update(self.detector, step=self.position)
-        self.training_metrics.update(loss.detach(), class_loss.detach(), box_loss.detach(), lr)
+        self.training_metrics.update(loss.detach(), class_loss.detach(), box_loss.detach())
         wanted = self.progress.wants_loss()
         self.progress.batch(self.position, float(loss.detach()) if wanted else None, lr)
-        # Metrics go through the reducer: what is returned here would be copied from the device
+        # The losses go through the reducer: a tensor returned here would be copied from the device
         # after every batch.
-        return {}
+        return {"lr": lr}
 
     def _clip(self, parameters: Any) -> None:
         if self.scaler is not None:

@@ -11,7 +11,7 @@ from cocodata import Categories, Split
 from experiments.communication import Communicator, SingleProcess
 from experiments.evaluation.coco import CocoGroundTruth, CocoResult, coco_metrics
 from experiments.evaluation.detections import Detections, DetectionTable
-from experiments.input import Batch, EvalLoader, InputConfig, default_threads
+from experiments.input import Batch, EvalLoader, InputConfig
 from model import (
     DetectionLoss,
     DetectorConfig,
