@@ -83,8 +83,8 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "efficientdet_d1": _configuration("efficientnet_b1", "d1", 0.2, **_TORCH),
     "efficientdet_d2": _configuration("efficientnet_b2", "d2", 0.2, **_TORCH),
     "efficientdet_d3": _configuration("efficientnet_b3", "d3", 0.2, **_TORCH),
-    "efficientdet_d4": _configuration("efficientnet_b4", "d4", 0.2, redundant_bias=False),
-    "efficientdet_d5": _configuration("efficientnet_b5", "d5", 0.2, redundant_bias=False),
+    "efficientdet_d4": _configuration("efficientnet_b4", "d4", 0.2),
+    "efficientdet_d5": _configuration("efficientnet_b5", "d5", 0.2),
     # TensorFlow's models.
     **{
         f"tf_efficientdet_d{i}": _configuration(f"tf_efficientnet_b{i}", f"d{i}", 0.2)

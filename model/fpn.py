@@ -62,8 +62,8 @@ class Fuse(nn.Module):
         if self.edge_weights is None:
             return None
         if self.weighting == "attn":
-            return self.edge_weights.float().softmax(0)
-        positive = self.edge_weights.float().relu()
+            return self.edge_weights.softmax(0)
+        positive = self.edge_weights.relu()
         return positive / (positive.sum() + FUSION_EPSILON)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:

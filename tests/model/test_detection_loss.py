@@ -1,0 +1,110 @@
+"""The loss against effdet 0.4.1, in its slopes, and where numbers are extreme."""
+
+from typing import Any
+
+import pytest
+import torch
+from effdet.config import get_efficientdet_config
+from effdet.loss import DetectionLoss as OracleLoss
+from torch import Tensor
+
+from model import AnchorTargets, DetectionLoss, anchor_boxes, assign_targets, detector_config
+from model.losses import FocalSum, focal_loss
+
+SIZE = (128, 256)
+FORMS = [{}, {"label_smoothing": 0.1}, {"legacy_focal": True}, {"gamma": 2.0}, {"gamma": 1.7}]
+
+
+def predictions(memory_format: torch.memory_format = torch.contiguous_format) -> list[Tensor]:
+    torch.manual_seed(0)
+    sizes = detector_config("efficientdet_d0", image_size=SIZE).level_sizes
+    outputs = [torch.randn(2, 810, h, w) * 3 - 3 for h, w in sizes]
+    outputs += [torch.randn(2, 36, h, w) * 0.3 for h, w in sizes]
+    return [x.to(memory_format=memory_format).requires_grad_() for x in outputs]
+
+
+def targets(num_ignored: int = 0) -> AnchorTargets:
+    anchors = anchor_boxes(detector_config("efficientdet_d0", image_size=SIZE))
+    boxes = torch.tensor([[[5.0, 9.0, 80.0, 120.0], [30.0, 30.0, 60.0, 50.0]], [[-1.0] * 4] * 2])
+    assigned = assign_targets(anchors, boxes, torch.tensor([[1, 90], [-1, -1]]))
+    assigned.class_targets[1, :num_ignored] = -2
+    return assigned
+
+
+def oracle(outputs: list[Tensor], assigned: AnchorTargets, form: dict[str, Any]) -> Tensor:
+    config = get_efficientdet_config("efficientdet_d0")
+    config.update({"image_size": SIZE, **form})
+    classes, codes, start = [], [], 0
+    for x in outputs[:5]:
+        height, width = x.shape[2:]
+        end = start + height * width * 9
+        classes.append(assigned.class_targets[:, start:end].reshape(2, height, width, 9))
+        codes.append(assigned.box_targets[:, start:end].reshape(2, height, width, 36))
+        start = end
+    losses = OracleLoss(config)(outputs[:5], outputs[5:], classes, codes, assigned.num_positives)
+    return torch.stack(losses)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("num_ignored", [0, 100])
+def test_loss_and_slopes(
+    form: dict[str, Any], memory_format: torch.memory_format, num_ignored: int
+) -> None:
+    assigned = targets(num_ignored)
+    theirs, ours = predictions(), predictions(memory_format)
+    expected = oracle(theirs, assigned, form)
+    config = detector_config("efficientdet_d0", image_size=SIZE, **form)
+    actual = torch.stack(DetectionLoss(config)(ours[:5], ours[5:], assigned))
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=0)
+    expected[0].backward()
+    actual[0].backward()
+    for x, y in zip(theirs, ours, strict=True):
+        torch.testing.assert_close(y.grad, x.grad, rtol=1e-4, atol=1e-5 * float(x.grad.abs().max()))
+
+
+def test_given_normalizer_divides_both_parts() -> None:
+    config = detector_config("efficientdet_d0", image_size=SIZE)
+    outputs, assigned = predictions(), targets()
+    positives = assigned.num_positives.sum() + 1
+    once = DetectionLoss(config)(outputs[:5], outputs[5:], assigned)
+    half = DetectionLoss(config)(outputs[:5], outputs[5:], assigned, positives * 2)
+    for x, y in zip(once, half, strict=True):
+        torch.testing.assert_close(y * 2, x)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_slope_is_the_derivative(smoothing: float) -> None:
+    z = torch.linspace(-30, 30, 601, dtype=torch.float64, requires_grad=True)
+    ce = torch.nn.functional.softplus(z) - smoothing / 2 * z
+    expected = z.sigmoid() ** 1.5 * ce
+    (slope,) = torch.autograd.grad(expected.sum(), z)
+    actual, actual_slope = focal_loss(z.detach().float(), 1.5, smoothing)
+    torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-9)
+    torch.testing.assert_close(actual_slope.double(), slope, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_extreme_logits_stay_finite(dtype: torch.dtype) -> None:
+    extremes = torch.tensor([-6e4, -200.0, -90.0, 0.0, 90.0, 200.0, 6e4])
+    logits = extremes.view(1, 7, 1, 1).to(dtype).requires_grad_()
+    for label in (-1, 0, 6):
+        logits.grad = None
+        total = FocalSum.apply(logits, torch.tensor(label).view(1, 1, 1, 1), 0.25, 1.5, 0.0)
+        total.backward()
+        assert total.isfinite()
+        assert total.dtype == torch.float32
+        assert logits.grad.isfinite().all()
+    # A negative that is surely taken for a positive costs its logit.
+    torch.testing.assert_close(focal_loss(extremes, 1.5, 0.0)[0][4:], extremes[4:])
+
+
+def test_half_precision_keeps_small_slopes() -> None:
+    logits = torch.full((1, 90, 2, 2), -7.0)
+    slopes = []
+    for dtype in (torch.float32, torch.float16):
+        x = logits.clone().to(dtype).requires_grad_()
+        # As under a loss scaler: without the scale, 1e-5 would have three bits in float16.
+        (FocalSum.apply(x, torch.full((1, 2, 2, 1), -1), 0.25, 1.5, 0.0) * 2**10).backward()
+        slopes.append(x.grad.float())
+    torch.testing.assert_close(slopes[1], slopes[0], rtol=2e-3, atol=0)

@@ -1,0 +1,124 @@
+"""Detections on real images against effdet 0.4.1, from its own transform to its own NMS."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from effdet.bench import _batch_detection, _post_process
+from effdet.data.transforms import transforms_coco_eval
+from PIL import Image
+from torch import Tensor
+
+from model import DetectorConfig, anchor_boxes, detect, detector_config
+
+SIZE = (256, 384)
+
+
+def load_images(folder: Path, config: DetectorConfig, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    transform = transforms_coco_eval(config.image_size, use_prefetcher=True)
+    mean, std = (torch.tensor(x).view(3, 1, 1) for x in (config.mean, config.std))
+    images, scales, sizes = [], [], []
+    for path in sorted((folder / "val2017").glob("*.jpg"))[:count]:
+        image = Image.open(path).convert("RGB")
+        pixels, annotation = transform(image, {})
+        images.append((torch.from_numpy(np.array(pixels)) / 255 - mean) / std)
+        scales.append(annotation["img_scale"])
+        sizes.append(image.size)
+    assert images, f"no images in {folder / 'val2017'}"
+    return torch.stack(images), torch.tensor(scales), torch.tensor(sizes)
+
+
+def oracle_detections(
+    outputs: tuple[list[Tensor], list[Tensor]],
+    config: DetectorConfig,
+    image_scale: Tensor,
+    image_size: Tensor,
+) -> Tensor:
+    logits, codes, anchors, classes = _post_process(
+        *outputs, config.num_levels, config.num_classes, config.max_detection_points
+    )
+    return _batch_detection(
+        len(logits),
+        logits,
+        codes,
+        anchor_boxes(config),
+        anchors,
+        classes,
+        image_scale,
+        image_size.float(),
+        config.max_det_per_image,
+        config.soft_nms,
+    )
+
+
+def assert_same(actual: Tensor, expected: Tensor) -> None:
+    assert actual.shape == expected.shape
+    torch.testing.assert_close(actual[..., :4], expected[..., :4], rtol=0, atol=0.01)
+    torch.testing.assert_close(actual[..., 4], expected[..., 4], rtol=0, atol=1e-4)
+    assert torch.equal(actual[..., 5], expected[..., 5])
+
+
+@pytest.mark.parametrize("soft_nms", [False, True])
+def test_detections_on_real_images(coco_tiny: Path, make_pair: Callable, soft_nms: bool) -> None:
+    # The oracle's soft NMS takes half a minute an image with 5000 candidates.
+    settings = {"soft_nms": True, "max_detection_points": 300} if soft_nms else {}
+    oracle, detector = make_pair("efficientdet_d0", SIZE, **settings)
+    images, image_scale, image_size = load_images(
+        coco_tiny, detector.config, 24 if soft_nms else 80
+    )
+    anchors = anchor_boxes(detector.config)
+    suppressed = 0
+    for part in torch.arange(len(images)).split(8):
+        with torch.no_grad():
+            expected_outputs, outputs = oracle(images[part]), detector(images[part])
+        scale, size = image_scale[part], image_size[part]
+        expected = oracle_detections(expected_outputs, detector.config, scale, size)
+        actual = detect(*outputs, anchors, detector.config, scale, size)
+        assert_same(actual, expected)
+
+        right_bottom = torch.cat([size, size], -1).unsqueeze(1)
+        assert (actual[..., :4] >= 0).all()
+        assert (actual[..., :4] <= right_bottom + 1e-3).all()
+        candidates = torch.cat([x.flatten(1) for x in outputs[0]], 1).topk(100).values.sigmoid()
+        suppressed += int((candidates.min(1).values > actual[..., 4].min(1).values + 1e-6).sum())
+    # Not a test of dull scores: the 100 best candidates are not what is left.
+    assert suppressed > 0.9 * len(images)
+
+
+def crowded_outputs(config: DetectorConfig, num_images: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Logits of one class only, so that almost every candidate overlaps another."""
+    torch.manual_seed(0)
+    logits, codes = [], []
+    for height, width in config.level_sizes:
+        x = torch.randn(num_images, config.num_anchors, config.num_classes, height, width) - 12
+        x[:, :, 4] += 12
+        logits.append(x.flatten(1, 2))
+        codes.append(torch.randn(num_images, config.num_anchors * 4, height, width) * 0.1)
+    return logits, codes
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_too_few_left_of_the_first_candidates(memory_format: torch.memory_format) -> None:
+    config = detector_config("efficientdet_d0", image_size=(256, 256))
+    outputs = crowded_outputs(config, 2)
+    logits, codes = ([x.to(memory_format=memory_format) for x in part] for part in outputs)
+    scale, size = torch.tensor([1.5, 0.5]), torch.tensor([[384, 300], [128, 128]])
+    actual = detect(logits, codes, anchor_boxes(config), config, scale, size)
+    assert_same(actual, oracle_detections(outputs, config, scale, size))
+
+
+def test_fewer_candidates_than_rows() -> None:
+    config = detector_config("tiny", num_classes=1, max_detection_points=20)
+    logits, codes = [], []
+    for height, width in config.level_sizes:
+        logits.append(torch.randn(1, 9, height, width))
+        codes.append(torch.zeros(1, 36, height, width))
+    for soft_nms in (False, True):
+        form = detector_config("tiny", num_classes=1, max_detection_points=20, soft_nms=soft_nms)
+        scale, size = torch.ones(1), torch.full((1, 2), 128)
+        detections = detect(logits, codes, anchor_boxes(form), form, scale, size)
+        assert detections.shape == (1, 100, 6)
+        assert_same(detections, oracle_detections((logits, codes), form, scale, size))
+        assert not detections[:, 20:].any()
