@@ -1,0 +1,133 @@
+"""All comparisons that `make bench` makes."""
+
+from typing import Any
+
+from bench.comparing import Comparison
+from bench.measuring import Role, SubjectSpec
+from bench.subjects.coco_result import prepare_result
+
+_OURS = "this project"
+_IMAGES = "images/s"
+# Processes of effdet's loader: none, or one for each of a small machine's cores.
+_WORKERS = (0, 2)
+_GPU_WORKERS = 16
+
+
+def _subject(name: str, role: Role, target: str, **options: Any) -> SubjectSpec:
+    return SubjectSpec(name, role, f"bench.subjects.{target}", options)
+
+
+def _ours(target: str, **options: Any) -> SubjectSpec:
+    return _subject(_OURS, "ours", target, **options)
+
+
+def _effdet(target: str, *workers: int, **options: Any) -> tuple[SubjectSpec, ...]:
+    """One subject for each number of workers; the fastest counts."""
+    return tuple(
+        _subject(f"effdet, {n} workers", "peer", f"effdet_peer:{target}", workers=n, **options)
+        for n in workers
+    )
+
+
+def _decoding(training: bool) -> SubjectSpec:
+    return _subject("decoding alone", "reference", "decoding:Decoding", training=training)
+
+
+def gpu_missing() -> str | None:
+    """Why nothing can be measured on a GPU here; None if it can."""
+    import torch
+
+    if torch.cuda.is_available():
+        return None
+    return f"PyTorch {torch.__version__} finds no GPU that it can use"
+
+
+COMPARISONS = (
+    Comparison(
+        "training-step",
+        "Training step: forward, targets, loss, backward, optimizer",
+        _IMAGES,
+        (_ours("ours:Training"), _subject("effdet", "peer", "effdet_peer:Training")),
+        seconds=8.0,
+    ),
+    Comparison(
+        "training-loop",
+        "Training loop from JPEG files: input, step, clipped gradients, averaged weights",
+        _IMAGES,
+        (_ours("ours:Training", real_images=True), *_effdet("Training", *_WORKERS)),
+        seconds=8.0,
+    ),
+    Comparison(
+        "training-stages",
+        "Stages of our training loop",
+        _IMAGES,
+        (_ours("ours:Training", real_images=True, staged=True),),
+        seconds=10.0,
+        repeats=1,
+    ),
+    Comparison(
+        "evaluation-loop",
+        "Evaluation loop from JPEG files: input, forward, detections, table",
+        _IMAGES,
+        (_ours("ours:Evaluating"), *_effdet("Evaluating", *_WORKERS)),
+        seconds=5.0,
+    ),
+    Comparison(
+        "training-input",
+        "Training input from JPEG files",
+        _IMAGES,
+        (
+            _ours("ours:Input", training=True),
+            *_effdet("Input", *_WORKERS, training=True),
+            _decoding(training=True),
+        ),
+        seconds=3.0,
+    ),
+    Comparison(
+        "evaluation-input",
+        "Evaluation input from JPEG files",
+        _IMAGES,
+        (
+            _ours("ours:Input", training=False),
+            *_effdet("Input", *_WORKERS, training=False),
+            _decoding(training=False),
+        ),
+        seconds=3.0,
+    ),
+    Comparison(
+        "coco-metrics",
+        "COCO's metrics of a result of val2017's size, annotation file included",
+        "evaluations/s",
+        (_ours("coco_ours:Metrics"), _subject("pycocotools", "peer", "coco_peer:Metrics")),
+        prepare=prepare_result,
+        seconds=20.0,
+    ),
+    Comparison(
+        "gpu-training-loop",
+        "Training loop from JPEG files on a GPU: bfloat16, channels_last, ours compiled",
+        _IMAGES,
+        (
+            _ours("ours:Training", device="cuda", real_images=True),
+            *_effdet("Training", _GPU_WORKERS, device="cuda"),
+        ),
+        needs=gpu_missing,
+    ),
+    Comparison(
+        "gpu-training-step",
+        "Training step on a GPU, without input",
+        _IMAGES,
+        (
+            _ours("ours:Training", device="cuda"),
+            _subject("effdet", "peer", "effdet_peer:Training", device="cuda"),
+        ),
+        needs=gpu_missing,
+    ),
+    Comparison(
+        "gpu-training-stages",
+        "Stages of our training loop on a GPU",
+        _IMAGES,
+        (_ours("ours:Training", device="cuda", real_images=True, staged=True),),
+        needs=gpu_missing,
+        repeats=1,
+    ),
+)

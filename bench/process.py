@@ -1,0 +1,164 @@
+"""A subject in a process of its own: its memory, allocator and threads are nobody else's."""
+
+import contextlib
+import multiprocessing
+import os
+import re
+import signal
+import sys
+import traceback
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from bench.measuring import Measurement, Settings, SubjectSpec
+
+# A subject that says nothing for so long hangs; compiling for a GPU takes minutes.
+_LIMIT_SECONDS = 900.0
+_SHOWN_LINES = 15
+
+
+class SubjectError(RuntimeError):
+    """A subject failed; `summary` is the one line that says why, the message all of it."""
+
+    def __init__(self, summary: str, details: str = "") -> None:
+        super().__init__(f"{summary}\n{details}".strip())
+        self.summary = summary
+
+
+class SubjectProcess:
+    """Starts a subject; it builds and warms up while others do, then waits to be measured.
+
+    Args:
+        spec: the subject.
+        settings: what it is told.
+        log: file for what the subject prints.
+    """
+
+    def __init__(self, spec: SubjectSpec, settings: Settings, log: Path) -> None:
+        self.spec = spec
+        self._log = log
+        # Spawned, not forked: nothing of this process is in the subject's memory.
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(
+            target=_serve, args=(spec, settings, log, theirs, self._connection), name=spec.name
+        )
+        self._process.start()
+        theirs.close()
+
+    def wait_ready(self) -> None:
+        """Wait until the subject is warm.
+
+        Raises:
+            SubjectError: it failed.
+        """
+        self._answer()
+
+    def measure(self, seconds: float) -> Measurement:
+        """Have it work for about that long.
+
+        Raises:
+            SubjectError: it failed.
+        """
+        self._connection.send(seconds)
+        measurement: Measurement = self._answer()
+        return measurement
+
+    def finish(self) -> dict[str, float]:
+        """End the process and give its peak memory by kind, MiB.
+
+        Raises:
+            SubjectError: it failed.
+        """
+        self._connection.send(None)
+        memory: dict[str, float] = self._answer()
+        return memory
+
+    def close(self) -> None:
+        """End the process, whatever it does."""
+        if self._process.is_alive():
+            self._process.kill()  # and the pipes' end tells its loaders' workers to go
+            self._process.join()
+        self._connection.close()
+
+    def _answer(self) -> Any:
+        if not self._connection.poll(_LIMIT_SECONDS):
+            raise SubjectError(f"no answer within {_LIMIT_SECONDS:.0f} s", self._printed())
+        try:
+            kind, content = self._connection.recv()
+        except EOFError:
+            self._process.join(timeout=10)
+            raise SubjectError(self._death(), self._printed()) from None
+        if kind == "failed":
+            raise SubjectError(*content)
+        return content
+
+    def _death(self) -> str:
+        code = self._process.exitcode
+        if code is not None and code < 0:
+            name = signal.Signals(-code).name
+            hint = ": out of memory?" if name == "SIGKILL" else ""
+            return f"the process was ended by {name}{hint}"
+        return f"the process ended with exit status {code}"
+
+    def _printed(self) -> str:
+        with contextlib.suppress(OSError):
+            return "\n".join(self._log.read_text(errors="replace").splitlines()[-_SHOWN_LINES:])
+        return ""
+
+
+def _serve(
+    spec: SubjectSpec, settings: Settings, log: Path, connection: Connection, other: Connection
+) -> None:
+    """The subject's process: answers until the other end closes."""
+    other.close()  # or this process would keep the pipe alive that tells it to go
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the starting process decides
+    with log.open("w") as file:
+        os.dup2(file.fileno(), sys.stdout.fileno())
+        os.dup2(file.fileno(), sys.stderr.fileno())
+    try:
+        subject = spec.resolve()(settings, **spec.options)
+        subject.warm_up()
+        workers_mib = 0.0
+        connection.send(("ready", None))
+        while (seconds := connection.recv()) is not None:
+            measurement = subject.measure(seconds)
+            workers_mib = max(workers_mib, _workers_mib())
+            connection.send(("measured", measurement))
+        connection.send(("memory", _peak_memory(workers_mib)))
+    except EOFError:
+        return
+    except BaseException as error:
+        summary = traceback.format_exception_only(error)[-1].strip()
+        with contextlib.suppress(OSError):
+            connection.send(("failed", (summary, traceback.format_exc())))
+        raise
+
+
+def _peak_memory(workers_mib: float) -> dict[str, float]:
+    """Peak memory by kind, MiB."""
+    memory = {"process": _status_kib(os.getpid(), "VmHWM") / 1024}
+    if workers_mib:
+        memory["loader workers"] = workers_mib
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        memory["GPU"] = torch.cuda.max_memory_allocated() / 2**20
+    return memory
+
+
+def _workers_mib() -> float:
+    """Memory that child processes have to themselves: what they share with us counts as ours."""
+    total = 0
+    for task in Path("/proc/self/task").iterdir():
+        for child in (task / "children").read_text().split():
+            with contextlib.suppress(OSError):  # it ended meanwhile
+                text = Path(f"/proc/{child}/smaps_rollup").read_text()
+                total += sum(int(kib) for kib in re.findall(r"^Private_\w+: +(\d+)", text, re.M))
+    return total / 1024
+
+
+def _status_kib(pid: int, key: str) -> int:
+    found = re.search(rf"^{key}:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(), re.M)
+    assert found is not None, f"the kernel tells no {key}"
+    return int(found[1])

@@ -1,0 +1,148 @@
+"""A run of the benchmarks as JSON, as Markdown, and as tables on a terminal."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+Run = dict[str, Any]
+"""What the JSON file holds; all that is shown is made from it."""
+
+_COLUMNS = ("", "rate", "spread", "ratio", "pairs", "memory")
+
+
+def heading(run: Run) -> list[str]:
+    """Lines that say where and of what the figures are."""
+    machine, settings = run["machine"], run["settings"]
+    gpu = f", {machine['gpu']['name']}" if machine["gpu"] else ""
+    revision = run["commit"].get("revision", "unknown")[:12]
+    changed = " with changes" if run["commit"].get("changed") else ""
+    versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
+    lines = [
+        f"{run['made'][:10]}, commit {revision}{changed}",
+        f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB{gpu}",
+        f"{settings['model']} at {settings['image_size']} px, batch {settings['batch_size']}"
+        f" ({settings['gpu_batch_size']} on a GPU), {settings['threads']} threads; images: "
+        f"{settings['data_name']}",
+        versions,
+    ]
+    if run["quick"]:
+        lines.append("QUICK: made to see that all works; these figures say nothing.")
+    if run["machine_busy"]:
+        lines.append(
+            f"BUSY: the load was {machine['load_before']} before the first measurement; figures "
+            "of a machine that others use say little."
+        )
+    return lines
+
+
+def rows(comparison: dict[str, Any]) -> list[tuple[str, ...]]:
+    """One row for each subject, in the order of _COLUMNS.
+
+    Ratios are ours over the fastest peer: of the medians, and the least and the greatest of
+    measurements that were made one after the other.
+    """
+    table = []
+    for subject in comparison["subjects"]:
+        if subject["error"] is not None:
+            table.append((subject["name"], f"FAILED: {subject['error']}", "", "", "", ""))
+            continue
+        is_ours = subject["role"] == "ours"
+        pairs = comparison["pair_ratios"]
+        ratio = comparison["ratio"] if is_ours else None
+        rates = subject["rates"]
+        table.append(
+            (
+                subject["name"],
+                _rate(subject["rate"], comparison["unit"]),
+                f"{_short(min(rates))} .. {_short(max(rates))}" if len(rates) > 1 else "",
+                f"{ratio:.2f}" if ratio else "",
+                f"{min(pairs):.2f} .. {max(pairs):.2f}" if is_ours and pairs else "",
+                _memory(subject["memory_mib"]),
+            )
+        )
+    return table
+
+
+def notes(comparison: dict[str, Any]) -> list[str]:
+    """What is to be said below a comparison's table."""
+    said = []
+    for subject in comparison["subjects"]:
+        stages = subject["stage_seconds"]
+        if len(stages) > 1:
+            total = sum(stages.values())
+            of_each = ", ".join(
+                f"{name} {1000 * seconds:.3g} ms ({seconds / total:.0%})"
+                for name, seconds in stages.items()
+            )
+            of = "an image" if comparison["unit"].startswith("images") else "an evaluation"
+            said.append(f"Stages of {subject['name']}, {of}: {of_each}.")
+    if comparison["outcome_difference"] is not None:
+        said.append(
+            f"Largest difference between their results: {comparison['outcome_difference']:.1e}."
+        )
+    return said
+
+
+def markdown(run: Run) -> str:
+    """The run as a Markdown document."""
+    lines = ["# Benchmarks", "", *[f"- {line}" for line in heading(run)], ""]
+    lines += [
+        "A ratio is our rate over that of the fastest peer: of the medians, then the least and "
+        "the greatest of pairs measured one after the other. Memory is the peak of the process, "
+        "plus what its loader's workers have to themselves.",
+        "",
+    ]
+    for comparison in run["comparisons"]:
+        lines += [f"## {comparison['title']}", ""]
+        lines += ["| " + " | ".join(_COLUMNS) + " |", "|---" + "|---:" * (len(_COLUMNS) - 1) + "|"]
+        lines += [
+            "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
+            for row in rows(comparison)
+        ]
+        lines += [""]
+        for note in notes(comparison):
+            lines += [note, ""]
+    if run["skipped"]:
+        lines += ["## Not measured", ""]
+        lines += [f"- {each['title']}: {each['reason']}." for each in run["skipped"]]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def show(run: Run, console: Console) -> None:
+    """The run as tables on a terminal."""
+    for line in heading(run):
+        console.print(line, highlight=False, markup=False)
+    for comparison in run["comparisons"]:
+        table = Table(title=comparison["title"], title_justify="left", title_style="bold")
+        for number, column in enumerate(_COLUMNS):
+            table.add_column(column, justify="left" if number == 0 else "right")
+        for row in rows(comparison):
+            table.add_row(*row)
+        console.print()
+        console.print(table)
+        for note in notes(comparison):
+            console.print(note, highlight=False, markup=False)
+    for each in run["skipped"]:
+        console.print(f"\nnot measured: {each['title']}: {each['reason']}", highlight=False)
+
+
+def _rate(value: float, unit: str) -> str:
+    """A rate in words; of rare things rather the time of one."""
+    if unit == "evaluations/s":
+        return f"{1 / value:.3g} s"
+    return f"{_short(value)} {unit}"
+
+
+def _short(value: float) -> str:
+    """Three digits, and no exponent."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _memory(memory: dict[str, float]) -> str:
+    """GiB of a process, of its workers, of the GPU."""
+    parts = []
+    for kind, mib in memory.items():
+        amount = f"{mib / 1024:.2f} GiB"
+        parts.append(amount if kind == "process" else f"{amount} ({kind})")
+    return " + ".join(parts)

@@ -1,0 +1,119 @@
+"""Results as data: what was measured, and the ratios that follow from it."""
+
+import statistics
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from bench.measuring import Measurement, Role
+
+
+@dataclass
+class SubjectResult:
+    """One subject's measurements, or why there are none.
+
+    Attributes:
+        measurements: in the order in which they were made; the i-th ones of a comparison's
+            subjects were made one after the other.
+        memory_mib: peak memory by kind: of the process, of its loader's workers, on the GPU.
+        error: one line that says why the subject failed.
+    """
+
+    name: str
+    role: Role
+    measurements: list[Measurement] = field(default_factory=list)
+    memory_mib: dict[str, float] = field(default_factory=dict)
+    error: str | None = None
+
+    @property
+    def rates(self) -> list[float]:
+        """Work per second of each measurement."""
+        return [each.work / each.seconds for each in self.measurements]
+
+    @property
+    def rate(self) -> float | None:
+        """The median of the rates."""
+        return statistics.median(self.rates) if self.rates and self.error is None else None
+
+    @property
+    def stages(self) -> dict[str, float]:
+        """Seconds of each stage per unit of work, over all measurements."""
+        work = sum(each.work for each in self.measurements)
+        names = dict.fromkeys(name for each in self.measurements for name in each.stages)
+        return {
+            name: sum(each.stages.get(name, 0.0) for each in self.measurements) / work
+            for name in names
+        }
+
+    def as_dict(self) -> dict[str, Any]:
+        """The result as JSON holds it."""
+        return {
+            "name": self.name,
+            "role": self.role,
+            "rate": self.rate,
+            "rates": self.rates,
+            "stage_seconds": self.stages,
+            "memory_mib": self.memory_mib,
+            "measurements": [asdict(each) for each in self.measurements],
+            "error": self.error,
+        }
+
+
+@dataclass
+class ComparisonResult:
+    """What one comparison found; a rate is work (in `unit`) per second."""
+
+    name: str
+    title: str
+    unit: str
+    subjects: list[SubjectResult]
+
+    @property
+    def ours(self) -> SubjectResult | None:
+        """Our subject, if it was measured."""
+        return next((s for s in self.subjects if s.role == "ours" and s.rate is not None), None)
+
+    @property
+    def best_peer(self) -> SubjectResult | None:
+        """The fastest peer."""
+        peers = [s for s in self.subjects if s.role == "peer" and s.rate is not None]
+        return max(peers, key=lambda peer: peer.rate or 0.0, default=None)
+
+    @property
+    def ratio(self) -> float | None:
+        """Our median rate over that of the fastest peer: more than 1 is faster."""
+        ours, peer = self.ours, self.best_peer
+        if ours is None or peer is None or not ours.rate or not peer.rate:
+            return None
+        return ours.rate / peer.rate
+
+    @property
+    def pair_ratios(self) -> list[float]:
+        """The same of each pair of measurements that were made one after the other."""
+        ours, peer = self.ours, self.best_peer
+        if ours is None or peer is None:
+            return []
+        return [a / b for a, b in zip(ours.rates, peer.rates, strict=True)]
+
+    @property
+    def outcome_difference(self) -> float | None:
+        """The largest difference between what two subjects computed; None if they say nothing."""
+        outcomes = [s.measurements[0].outcome for s in self.subjects if s.rate is not None]
+        outcomes = [outcome for outcome in outcomes if outcome]
+        if len(outcomes) < 2:
+            return None
+        first, *others = outcomes
+        return max(abs(other[name] - value) for other in others for name, value in first.items())
+
+    def as_dict(self) -> dict[str, Any]:
+        """The result as JSON holds it."""
+        peer = self.best_peer
+        return {
+            "name": self.name,
+            "title": self.title,
+            "unit": self.unit,
+            "ratio": self.ratio,
+            "pair_ratios": self.pair_ratios,
+            "best_peer": peer.name if peer is not None else None,
+            "outcome_difference": self.outcome_difference,
+            "subjects": [each.as_dict() for each in self.subjects],
+        }

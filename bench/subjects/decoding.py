@@ -1,0 +1,30 @@
+"""Decoding alone: what input could reach if resizing and the rest cost nothing."""
+
+from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle, islice
+from pathlib import Path
+
+from PIL import Image
+
+from bench.measuring import Loop, Settings
+from cocodata import load_split, splits
+
+
+class Decoding(Loop):
+    """Pillow's JPEG decoder (libjpeg-turbo) in as many threads as the others have."""
+
+    def __init__(self, settings: Settings, *, training: bool) -> None:
+        split = load_split(settings.data, splits(settings.data)[0 if training else 1])
+        self._files = cycle([split.image_dir / name for name in split.file_names])
+        self._per_step = 8 * settings.threads
+        self._pool = ThreadPoolExecutor(settings.threads)
+
+    def step(self) -> int:
+        """Decode some files."""
+        return sum(self._pool.map(_decode, islice(self._files, self._per_step)))
+
+
+def _decode(path: Path) -> int:
+    with Image.open(path) as image:
+        image.convert("RGB")
+    return 1
