@@ -30,7 +30,7 @@ from cocodata.shapes import CATEGORY_IDS, draw_scene
 from cocodata.verify import verify_dataset
 
 # Counts the changes to what is generated, so that a folder made before one is made again.
-_REVISION = 1
+_REVISION = 2
 
 _SPLITS = ("train2017", "val2017")
 
@@ -178,7 +178,7 @@ def _image(seed: tuple[int, int, int]) -> tuple[bytes, int, int, list[dict[str, 
     longer = int(rng.integers(176, 257))
     shorter = int(longer * rng.uniform(0.65, 1.0))
     width, height = (longer, shorter) if rng.random() < 0.6 else (shorter, longer)
-    num_objects = 0 if rng.random() < 0.04 else int(rng.integers(1, 6))
+    num_objects = 0 if rng.random() < 0.04 else int(rng.integers(1, 5))
     crowd = num_objects > 0 and rng.random() < 0.03
     pixels, shown = draw_scene(rng, width, height, num_objects, crowd=crowd)
     picture = Image.fromarray(pixels)

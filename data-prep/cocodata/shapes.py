@@ -14,7 +14,10 @@ from PIL import Image, ImageDraw
 CATEGORY_IDS = {"disc": 1, "square": 2, "triangle": 3, "star": 5, "cross": 7, "ring": 8}
 
 _SUPERSAMPLING = 4
-_MIN_VISIBLE = 0.7  # An object hidden further than this is no longer recognisable by its outline.
+# Of the picture's shorter side. At 128 pixels the smallest anchor is 32 pixels wide: an object half
+# as wide overlaps none by half, so it would hardly be learnt and yet be counted in the metric.
+_SIZES = (0.3, 0.6)
+_MIN_VISIBLE = 0.75  # An object hidden further than this is no longer recognisable by its outline.
 _MIN_CONTRAST = 70.0  # Of 255, between the mean colours of an object and of what it covers.
 
 
@@ -58,7 +61,7 @@ def draw_scene(
         category = _choose(rng, list(CATEGORY_IDS))
         kinds.append((category, True))
         _draw_crowd(rng, canvas, owner, category)
-    sizes = np.sort(rng.uniform(0.16, 0.55, num_objects))[::-1]  # Small ones on top of large ones.
+    sizes = np.sort(rng.uniform(*_SIZES, num_objects))[::-1]  # Small ones on top of large ones.
     for size in sizes * min(width, height):
         category = _choose(rng, list(CATEGORY_IDS))
         if _place(rng, canvas, owner, category, float(size)):
