@@ -1,4 +1,4 @@
-"""Comparisons: several subjects measured in turn, A B A B, so that all share one machine's moods."""
+"""Comparisons: subjects measured in turn, A B A B, so that all share the machine's moods."""
 
 import sys
 from collections.abc import Callable

@@ -72,7 +72,7 @@ def commit() -> dict[str, Any]:
 
 
 def allocator() -> dict[str, str]:
-    """glibc's settings that decide how often a step asks the system for memory."""
+    """Glibc's settings that decide how often a step asks the system for memory."""
     return {name: os.environ[name] for name in _MALLOC if name in os.environ}
 
 

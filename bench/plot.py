@@ -82,4 +82,4 @@ def save_plot(run: dict[str, Any], stem: Path) -> list[Path]:
 def _short(comparison: dict[str, Any]) -> str:
     """A comparison's title up to its details."""
     title: str = comparison["title"]
-    return title.split(":")[0].split(",")[0]
+    return title.partition(":")[0].partition(",")[0]

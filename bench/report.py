@@ -42,7 +42,7 @@ def rows(comparison: dict[str, Any]) -> list[tuple[str, ...]]:
     Ratios are ours over the fastest peer: of the medians, and the least and the greatest of
     measurements that were made one after the other.
     """
-    table = []
+    table: list[tuple[str, ...]] = []
     for subject in comparison["subjects"]:
         if subject["error"] is not None:
             table.append((subject["name"], f"FAILED: {subject['error']}", "", "", "", ""))

@@ -22,8 +22,8 @@ class Metrics:
     def warm_up(self) -> None:
         """Nothing: an evaluation is one long piece of work."""
 
-    def measure(self, seconds: float) -> Measurement:  # noqa: ARG002 (one evaluation, however long)
-        """Evaluate once."""
+    def measure(self, seconds: float) -> Measurement:
+        """Evaluate once, however long it takes."""
         image_ids, rows = (torch.from_numpy(array) for array in self._result)
         start = time.perf_counter()
         split = load_split(self._data, SPLIT)

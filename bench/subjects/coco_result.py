@@ -23,7 +23,7 @@ def result_folder(settings: Settings) -> Path:
 
 
 def load_result(settings: Settings) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """Image ids (I,), and detections (I, 100, 6) as a detector gives them: x1 y1 x2 y2 score label."""
+    """Image ids (I,), and a detector's rows x1 y1 x2 y2 score label, (I, 100, 6)."""
     folder = result_folder(settings)
     return np.load(folder / "image_ids.npy"), np.load(folder / "detections.npy")
 

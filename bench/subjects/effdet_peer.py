@@ -36,7 +36,7 @@ Sample = tuple[Tensor, dict[str, Tensor]]
 
 
 def _bench(settings: Settings, task: str, device: Device) -> nn.Module:
-    """effdet's model with the common weights, which load strictly, in its wrapper for a task."""
+    """Wrap the model for a task; the common weights load strictly."""
     bench = create_model(
         settings.model,
         bench_task=task,

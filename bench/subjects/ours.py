@@ -1,12 +1,13 @@
 """This project: training, evaluation and input, as the trial puts them together."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor
 
-from bench.measuring import Device, Loop, Settings
+from bench.measuring import Device, Loop, Measurement, Settings
 from bench.subjects.common import (
     Batch,
     StageClock,
@@ -81,7 +82,8 @@ class Training(TrainingSubject):
         self._detector.train()
         config = detector.config
         self._anchors = anchor_boxes(config).to(device)
-        self._network, self._criterion = self._detector, DetectionLoss(config)
+        self._network: Callable[..., Any] = self._detector
+        self._criterion: Callable[..., Any] = DetectionLoss(config)
         self._optimizer = optimizer_of(self._detector)
         self._clip = gradient_clipper(HParams()) if real_images else None
         self._ema = ModelEmaV3(self._detector, decay=0.9999) if real_images else None
@@ -135,7 +137,7 @@ class Training(TrainingSubject):
         self.loss = loss.detach()
         return len(batch["image"])
 
-    def measure(self, seconds: float):  # type: ignore[no-untyped-def]
+    def measure(self, seconds: float) -> Measurement:
         """Step until the time is over; what the warm-up took does not count in the stages."""
         self.synchronize()
         self._clock.take()
@@ -152,7 +154,7 @@ class Evaluating(Loop):
     def __init__(self, settings: Settings) -> None:
         prepare_torch(settings)
         detector = first_detector(settings)
-        self._detector = detector.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._detector = detector.eval().to(memory_format=torch.channels_last)
         self._config = detector.config
         self._anchors = anchor_boxes(self._config)
         self._batches = _batches(settings, self._config, "cpu", training=False)
@@ -162,8 +164,10 @@ class Evaluating(Loop):
     def step(self) -> int:
         """Detect in one batch."""
         batch = next(self._batches)
+        class_logits, box_regressions = self._detector(batch["image"])
         rows = detect(
-            *self._detector(batch["image"]),
+            class_logits,
+            box_regressions,
             self._anchors,
             self._config,
             batch["image_scale"],

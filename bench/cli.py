@@ -1,0 +1,211 @@
+"""The command line, and the files that a run leaves."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from bench.comparing import Comparison, run_comparison
+from bench.comparisons import COMPARISONS
+from bench.machine import (
+    allocator,
+    busy,
+    commit,
+    keep_large_blocks,
+    machine,
+    machine_kind,
+    versions,
+)
+from bench.measuring import Settings
+from bench.plot import save_plot
+from bench.report import Run, markdown, show
+from bench.results import ComparisonResult
+
+ROOT = Path(__file__).resolve().parent.parent
+MINI_COCO = ROOT / "data" / "mini-coco"
+FORMAT = 1
+
+_NAMES = ", ".join(comparison.name for comparison in COMPARISONS)
+
+
+def chosen(only: Sequence[str]) -> list[Comparison]:
+    """The comparisons of these names, in the usual order; all of them if none is given.
+
+    Raises:
+        ValueError: there is no comparison of a name.
+    """
+    unknown = sorted(set(only) - {comparison.name for comparison in COMPARISONS})
+    if unknown:
+        raise ValueError(f"no comparison is named {', '.join(unknown)}: there are {_NAMES}")
+    return [each for each in COMPARISONS if not only or each.name in only]
+
+
+def data_folder(given: Path | None) -> Path:
+    """The data set to read: given, or named by DATA or COCO_TINY, or generated.
+
+    Raises:
+        ValueError: the folder does not exist.
+    """
+    named = given or os.environ.get("DATA") or os.environ.get("COCO_TINY")
+    if named:
+        folder = Path(named).expanduser().resolve()
+        if not folder.is_dir():
+            raise ValueError(f"{folder}: no such folder: give one of COCO's layout with --data")
+        return folder
+    subprocess.run([sys.executable, "-m", "cocodata", "mini", str(MINI_COCO)], check=True)
+    return MINI_COCO
+
+
+def measure_all(
+    comparisons: Sequence[Comparison],
+    settings: Settings,
+    *,
+    repeats: int,
+    seconds: float | None,
+    console: Console,
+) -> tuple[list[ComparisonResult], list[dict[str, str]]]:
+    """Run what can run here; results, and what was skipped with the reason."""
+    results, skipped, runnable = [], [], []
+    for comparison in comparisons:
+        reason = comparison.needs()
+        if reason is None:
+            runnable.append(comparison)
+        else:
+            title = comparison.title
+            skipped.append({"name": comparison.name, "title": title, "reason": reason})
+            console.print(f"{comparison.name} is skipped: {reason}", highlight=False)
+    expected = sum(each.expected_seconds(seconds=seconds, repeats=repeats) for each in runnable)
+    with Progress(
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+        console=console,
+        disable=not console.is_terminal,
+    ) as progress:
+        task = progress.add_task("", total=expected)
+
+        def advance(doing: str, behind: float) -> None:
+            progress.update(task, advance=behind, description=doing)
+
+        for comparison in runnable:
+            if not console.is_terminal:
+                console.print(f"measuring {comparison.name}", highlight=False)
+            results.append(
+                run_comparison(
+                    comparison, settings, repeats=repeats, seconds=seconds, advance=advance
+                )
+            )
+    return results, skipped
+
+
+def write_results(run: Run, folder: Path) -> list[Path]:
+    """Write the run as JSON, Markdown and pictures; the files are named by date and machine."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = folder / f"{run['made'][:10]}-{machine_kind(run['machine'])}"
+    texts = {".json": json.dumps(run, indent=1) + "\n", ".md": markdown(run)}
+    files = []
+    for suffix, text in texts.items():
+        file = stem.with_name(stem.name + suffix)
+        beside = file.with_name(f".{file.name}.{os.getpid()}")
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(file)
+        files.append(file)
+    return files + save_plot(run, stem)
+
+
+def described(settings: Settings) -> dict[str, Any]:
+    """The settings without paths, which mean nothing elsewhere."""
+    values = dataclasses.asdict(settings)
+    del values["scratch"]
+    values["data_name"] = values.pop("data").name
+    return values
+
+
+def main(
+    *,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Images in COCO's layout; else $DATA, $COCO_TINY, or generated ones."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = ROOT / "bench" / "results",
+    only: Annotated[
+        list[str] | None, typer.Option(help=f"One comparison; may be repeated. {_NAMES}.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images of a batch on a CPU.")] = 4,
+    gpu_batch_size: Annotated[int, typer.Option(min=1, help="Images of a batch on a GPU.")] = 128,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads; as many as cores if not given.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Measurements of each subject.")] = 3,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Short and small, to see that all works.")
+    ] = False,
+) -> None:
+    """Measure this project against its peers, in turn, each in a process of its own."""
+    console = Console(stderr=True, soft_wrap=True)
+    keep_large_blocks()
+    found = machine()
+    cores: int = found["cores"]
+    try:
+        comparisons = chosen(only or [])
+        folder = data_folder(data)
+    except ValueError as error:
+        console.print(f"error: {error}", style="red", markup=False, highlight=False)
+        raise typer.Exit(2) from error
+    made = datetime.now().astimezone().isoformat(timespec="seconds")
+    with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
+        settings = Settings(
+            data=folder,
+            scratch=Path(scratch),
+            batch_size=batch_size,
+            gpu_batch_size=gpu_batch_size,
+            image_size=128 if quick else 512,
+            threads=threads or cores,
+            coco_images=50 if quick else 5000,
+        )
+        os.environ["OMP_NUM_THREADS"] = str(settings.threads)
+        results, skipped = measure_all(
+            comparisons,
+            settings,
+            repeats=1 if quick else repeats,
+            seconds=0.2 if quick else None,
+            console=console,
+        )
+    run: Run = {
+        "format": FORMAT,
+        "made": made,
+        "quick": quick,
+        "commit": commit(),
+        "machine": found,
+        "machine_busy": busy(found),
+        "allocator": allocator(),
+        "versions": versions(),
+        "settings": described(settings),
+        "comparisons": [result.as_dict() for result in results],
+        "skipped": skipped,
+    }
+    show(run, Console())
+    for file in write_results(run, out):
+        console.print(f"wrote {file}", highlight=False, soft_wrap=True)
+    failed = [
+        f"{result.name}: {subject.name}: {subject.error}"
+        for result in results
+        for subject in result.subjects
+        if subject.error is not None
+    ]
+    for line in failed:
+        console.print(f"FAILED {line}", style="red", markup=False, highlight=False)
+    if failed:
+        raise typer.Exit(1)
