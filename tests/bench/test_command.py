@@ -1,0 +1,98 @@
+"""`python -m bench` as a user runs it, on the cheapest comparisons."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from shutil import copytree
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def bench(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'data-prep'}"}
+    environment["COLUMNS"] = "200"
+    return subprocess.run(
+        [sys.executable, "-m", "bench", "--quick", "--threads", "1", *map(str, arguments)],
+        check=False,
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+
+
+def results(folder: Path) -> Any:
+    (file,) = folder.glob("*.json")
+    return json.loads(file.read_text())
+
+
+@pytest.mark.slow
+def test_results_are_complete(mini_coco: Path, tmp_path: Path) -> None:
+    ran = bench("--only", "coco-metrics", "--only", "gpu-training-loop", "--data", mini_coco,
+                "--out", tmp_path)  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    run = results(tmp_path)
+    assert run["quick"] is True
+    assert run["versions"]["effdet"] == "0.4.1"
+    assert run["machine"]["cores"] >= 1
+    assert run["settings"]["data_name"] == mini_coco.name
+    assert str(tmp_path) not in json.dumps(run), "paths mean nothing on another machine"
+
+    comparison = run["comparisons"][0]
+    assert comparison["name"] == "coco-metrics"
+    ours, peer = comparison["subjects"]
+    assert [ours["role"], peer["role"]] == ["ours", "peer"]
+    for each in (ours, peer):
+        assert each["error"] is None
+        assert each["rate"] > 0
+        assert each["memory_mib"]["process"] > 10
+        assert set(each["stage_seconds"]) == {"ground truth", "detections", "metrics"}
+    assert comparison["ratio"] == pytest.approx(ours["rate"] / peer["rate"])
+    assert comparison["best_peer"] == "pycocotools"
+    # Both computed the same metrics, and there was something to compute.
+    assert comparison["outcome_difference"] < 1e-9
+    assert 0.1 < ours["measurements"][0]["outcome"]["AP50"] < 0.95
+
+    (table,) = tmp_path.glob("*.md")
+    assert "pycocotools" in table.read_text()
+    assert {file.suffix for file in tmp_path.iterdir()} == {".json", ".md", ".png", ".svg"}
+    skipped = [each["name"] for each in run["skipped"]]
+    if run["machine"]["gpu"] is None:
+        assert skipped == ["gpu-training-loop"]
+        assert "gpu-training-loop is skipped: " in ran.stderr
+
+
+@pytest.mark.slow
+def test_a_failing_subject_is_named_with_its_error(mini_coco: Path, tmp_path: Path) -> None:
+    data = copytree(mini_coco, tmp_path / "data")
+    for image in (data / "val2017").iterdir():
+        image.write_bytes(b"not an image")
+    out = tmp_path / "out"
+    ran = bench("--only", "evaluation-input", "--data", data, "--out", out)
+    assert ran.returncode == 1
+    assert "FAILED evaluation-input: this project: " in ran.stderr
+    assert "FAILED evaluation-input: decoding alone: PIL.UnidentifiedImageError" in ran.stderr
+    comparison = results(out)["comparisons"][0]
+    assert all(each["error"] for each in comparison["subjects"])
+    assert comparison["ratio"] is None
+    (table,) = out.glob("*.md")
+    assert "FAILED: PIL.UnidentifiedImageError" in table.read_text()
+
+
+def test_an_unknown_comparison_is_refused(tmp_path: Path) -> None:
+    ran = bench("--only", "speed", "--data", tmp_path, "--out", tmp_path / "out")
+    assert ran.returncode == 2
+    assert "no comparison is named speed: there are training-step, " in ran.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_data_set_is_refused(tmp_path: Path) -> None:
+    ran = bench("--only", "coco-metrics", "--data", tmp_path / "nowhere", "--out", tmp_path / "out")
+    assert ran.returncode == 2
+    assert "nowhere: no such folder" in ran.stderr

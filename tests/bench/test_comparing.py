@@ -1,0 +1,110 @@
+"""Subjects in processes of their own: measured in turn, reported when they fail."""
+
+from pathlib import Path
+
+import pytest
+
+from bench.comparing import Comparison, run_comparison
+from bench.comparisons import COMPARISONS
+from bench.measuring import Measurement, Settings, SubjectSpec
+from bench.results import ComparisonResult, SubjectResult
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(
+        data=tmp_path,
+        scratch=tmp_path,
+        batch_size=2,
+        gpu_batch_size=2,
+        image_size=128,
+        threads=1,
+        coco_images=10,
+    )
+
+
+def spec(target: str, role: str = "peer", **options: int) -> SubjectSpec:
+    return SubjectSpec(target, role, f"tests.bench.subjects:{target}", options)  # type: ignore[arg-type]
+
+
+def test_failed_subjects_are_named_and_the_others_measured(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    subjects = (
+        spec("Counting", "ours", images=3),
+        spec("Refusing"),
+        spec("Dying"),
+        SubjectSpec("absent", "peer", "tests.bench.subjects:Absent"),
+    )
+    comparison = Comparison("broken", "Broken", "images/s", subjects, seconds=0.01)
+    advanced: list[float] = []
+    result = run_comparison(
+        comparison, settings, repeats=2, advance=lambda _, behind: advanced.append(behind)
+    )
+
+    ours, refusing, dying, absent = result.subjects
+    assert ours.error is None
+    assert len(ours.rates) == 2
+    assert ours.measurements[0].work % 3 == 0
+    assert ours.memory_mib["process"] > 5
+    assert refusing.error == "ValueError: no such thing here"
+    assert dying.error is not None
+    assert "SIGKILL" in dying.error
+    assert absent.error is not None
+    assert "Absent" in absent.error
+    assert result.ratio is None
+    errors = capsys.readouterr().err
+    assert "broken: Refusing failed: ValueError: no such thing here" in errors
+    assert "Traceback" in errors
+    assert "about to die" in errors, "what a subject that died printed last is told"
+    # What the bar is promised is what it gets, failures or not.
+    assert sum(advanced) == pytest.approx(comparison.expected_seconds(seconds=None, repeats=2))
+
+
+@pytest.mark.parametrize("comparison", COMPARISONS, ids=lambda each: each.name)
+def test_every_comparison_is_sound(comparison: Comparison) -> None:
+    assert sum(each.role == "ours" for each in comparison.subjects) == 1
+    names = [each.name for each in comparison.subjects]
+    assert len(set(names)) == len(names)
+    for each in comparison.subjects:
+        assert callable(each.resolve())
+
+
+def test_names_of_comparisons_are_unique() -> None:
+    names = [each.name for each in COMPARISONS]
+    assert len(set(names)) == len(names)
+
+
+def subject(name: str, role: str, seconds: list[float], **outcome: float) -> SubjectResult:
+    measurements = [Measurement(10, each, {"step": each}, outcome) for each in seconds]
+    return SubjectResult(name, role, measurements)  # type: ignore[arg-type]
+
+
+def test_ratio_is_against_the_fastest_peer() -> None:
+    result = ComparisonResult(
+        "x",
+        "X",
+        "images/s",
+        [
+            subject("ours", "ours", [1.0, 2.0, 4.0], AP=0.5, AR=0.25),
+            subject("slow", "peer", [10.0, 10.0, 10.0]),
+            subject("fast", "peer", [3.0, 3.0, 2.0], AP=0.5, AR=0.375),
+            subject("decoding", "reference", [0.1, 0.1, 0.1]),
+        ],
+    )
+    assert result.best_peer is not None
+    assert result.best_peer.name == "fast"
+    assert result.ratio == pytest.approx(1.5)
+    assert result.pair_ratios == pytest.approx([3.0, 1.5, 0.5])
+    assert result.outcome_difference == pytest.approx(0.125)
+    # Stages are seconds per unit of work, over all measurements.
+    assert result.subjects[0].stages == {"step": pytest.approx(7 / 30)}
+
+
+def test_a_failed_peer_makes_no_ratio() -> None:
+    failed = subject("peer", "peer", [1.0])
+    failed.error = "it broke"
+    result = ComparisonResult("x", "X", "images/s", [subject("ours", "ours", [1.0]), failed])
+    assert result.best_peer is None
+    assert result.ratio is None
+    assert result.pair_ratios == []
