@@ -21,13 +21,13 @@ def make_oracle(name: str, **settings: Any) -> OracleDetector:
 
 
 @torch.no_grad()
-def enliven(detector: nn.Module, images: Tensor, seed: int) -> None:
+def enliven(detector: nn.Module, images: Tensor, class_spread: float) -> None:
     """Random weights whose outputs spread as a trained detector's do.
 
     Fresh heads give every anchor the same score and hardly move its box, so that a mistake in
     either would not show.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
 
     def noise(like: Tensor) -> Tensor:
         return torch.randn(like.shape, generator=generator)
@@ -47,7 +47,7 @@ def enliven(detector: nn.Module, images: Tensor, seed: int) -> None:
     detector.eval()
     class_logits, box_regressions = detector(images)
     for part, outputs, spread in (
-        ("class_net", class_logits, 1.5),
+        ("class_net", class_logits, class_spread),
         ("box_net", box_regressions, 0.4),
     ):
         predict = detector.get_submodule(f"{part}.predict")
@@ -61,11 +61,17 @@ def enliven(detector: nn.Module, images: Tensor, seed: int) -> None:
 def make_pair() -> Callable[..., Pair]:
     """Builds effdet's detector and ours with the same lively weights."""
 
-    def make(name: str, image_size: tuple[int, int], seed: int = 0, **settings: Any) -> Pair:
-        torch.manual_seed(seed)
+    def make(
+        name: str,
+        image_size: tuple[int, int],
+        images: Tensor | None = None,
+        class_spread: float = 1.5,
+        **settings: Any,
+    ) -> Pair:
+        torch.manual_seed(0)
         oracle = make_oracle(name, image_size=image_size, **settings)
-        images = torch.randn(2, 3, *image_size, generator=torch.Generator().manual_seed(seed))
-        enliven(oracle, images, seed)
+        images = torch.randn(2, 3, *image_size) if images is None else images
+        enliven(oracle, images, class_spread)
         detector = build_detector(name, image_size=image_size, **settings)
         detector.load_state_dict(oracle.state_dict(), strict=True)
         return oracle, detector.eval()

@@ -54,20 +54,23 @@ def oracle_detections(
 
 
 def assert_same(actual: Tensor, expected: Tensor) -> None:
+    """The same rows, where rows whose scores differ in the last digits may change places."""
     assert actual.shape == expected.shape
-    torch.testing.assert_close(actual[..., :4], expected[..., :4], rtol=0, atol=0.01)
     torch.testing.assert_close(actual[..., 4], expected[..., 4], rtol=0, atol=1e-4)
-    assert torch.equal(actual[..., 5], expected[..., 5])
+    difference = (actual.unsqueeze(2) - expected.unsqueeze(1)).abs()
+    is_same = (difference <= torch.tensor([0.01] * 4 + [1e-4, 0])).all(-1)
+    assert is_same.any(2).all()
+    assert is_same.any(1).all()
 
 
 @pytest.mark.parametrize("soft_nms", [False, True])
 def test_detections_on_real_images(coco_tiny: Path, make_pair: Callable, soft_nms: bool) -> None:
     # The oracle's soft NMS takes half a minute an image with 5000 candidates.
     settings = {"soft_nms": True, "max_detection_points": 300} if soft_nms else {}
-    oracle, detector = make_pair("efficientdet_d0", SIZE, **settings)
-    images, image_scale, image_size = load_images(
-        coco_tiny, detector.config, 24 if soft_nms else 80
-    )
+    config = detector_config("efficientdet_d0", image_size=SIZE, **settings)
+    images, image_scale, image_size = load_images(coco_tiny, config, 16 if soft_nms else 80)
+    # Scores of 1 would be ties, of which any may win.
+    oracle, detector = make_pair("efficientdet_d0", SIZE, images[:8], class_spread=0.3, **settings)
     anchors = anchor_boxes(detector.config)
     suppressed = 0
     for part in torch.arange(len(images)).split(8):
@@ -77,6 +80,7 @@ def test_detections_on_real_images(coco_tiny: Path, make_pair: Callable, soft_nm
         expected = oracle_detections(expected_outputs, detector.config, scale, size)
         actual = detect(*outputs, anchors, detector.config, scale, size)
         assert_same(actual, expected)
+        assert expected[..., 4].max() < 0.9999
 
         right_bottom = torch.cat([size, size], -1).unsqueeze(1)
         assert (actual[..., :4] >= 0).all()

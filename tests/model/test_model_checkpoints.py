@@ -63,7 +63,7 @@ def test_other_number_of_classes(tmp_path: Path, weights: dict) -> None:
     torch.save(weights, tmp_path / "coco.pth")
     detector = build_detector("tiny", num_classes=7)
     before = {key: value.clone() for key, value in detector.state_dict().items()}
-    with pytest.raises(RuntimeError, match="for 90 classes, the detector for 7.*reset_class_head"):
+    with pytest.raises(RuntimeError, match=r"for 90 classes, the detector for 7.*reset_class_head"):
         load_weights(detector, tmp_path / "coco.pth")
     assert_holds(detector, before)
     load_weights(detector, tmp_path / "coco.pth", reset_class_head=True)

@@ -75,6 +75,6 @@ def test_download_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("model.backbone.timm.create_model", fail)
     with pytest.raises(
-        RuntimeError, match="no route to host.*Fetch https://huggingface.*backbone_weights"
+        RuntimeError, match=r"no route to host.*Fetch https://huggingface.*backbone_weights"
     ):
         build_detector("efficientdet_d0", pretrained_backbone=True)
