@@ -29,7 +29,7 @@ def plot_ratios(run: dict[str, Any]) -> Figure | None:
         axes.barh(place, ratio - 1, left=1, height=0.55, color=color)
         axes.hlines(place, min(pairs), max(pairs), color=_INK, linewidth=1.4)
         axes.annotate(
-            f"{ratio:.2f}×  than {each['best_peer']}",
+            f"{ratio:.2f}×  against {each['best_peer']}",
             (max([1.0, ratio, *pairs]), place),
             xytext=(7, 0),
             textcoords="offset points",
@@ -63,12 +63,13 @@ def plot_ratios(run: dict[str, Any]) -> Figure | None:
     )
     machine, settings = run["machine"], run["settings"]
     where = machine["gpu"]["name"] if machine["gpu"] else f"{machine['cores']} CPU cores"
-    warning = {True: ", a quick run: says nothing", False: ""}[run["quick"]]
-    warning += {True: ", on a busy machine", False: ""}[run["machine_busy"]]
+    warning = ", a quick run: says nothing" if run["quick"] else ""
+    warning += ", on a busy machine" if run["machine_busy"] else ""
     axes.set_xlabel(
-        f"times as fast; {settings['model']}, {settings['image_size']} px, {where}, "
-        f"{run['made'][:10]}{warning}",
+        f"{settings['model']}, {settings['image_size']} px, {where}, {run['made'][:10]}{warning}",
         color=_INK,
+        fontsize=9,
+        loc="left",
     )
     return figure
 

@@ -15,6 +15,8 @@ from bench.measuring import Measurement, Settings, SubjectSpec
 
 # A subject that says nothing for so long hangs; compiling for a GPU takes minutes.
 _LIMIT_SECONDS = 900.0
+# Libraries' threads and workers may take as long to end, after all is measured.
+_EXIT_SECONDS = 10.0
 _SHOWN_LINES = 15
 
 
@@ -38,6 +40,7 @@ class SubjectProcess:
     def __init__(self, spec: SubjectSpec, settings: Settings, log: Path) -> None:
         self.spec = spec
         self._log = log
+        self._finished = False
         # Spawned, not forked: nothing of this process is in the subject's memory.
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
@@ -73,10 +76,13 @@ class SubjectProcess:
         """
         self._connection.send(None)
         memory: dict[str, float] = self._answer()
+        self._finished = True
         return memory
 
     def close(self) -> None:
         """End the process, whatever it does."""
+        if self._finished:
+            self._process.join(timeout=_EXIT_SECONDS)
         if self._process.is_alive():
             self._process.kill()  # and the pipes' end tells its loaders' workers to go
             self._process.join()
@@ -130,10 +136,15 @@ def _serve(
     except EOFError:
         return
     except BaseException as error:
-        summary = traceback.format_exception_only(error)[-1].strip()
         with contextlib.suppress(OSError):
-            connection.send(("failed", (summary, traceback.format_exc())))
+            connection.send(("failed", (_summary(error, settings), traceback.format_exc())))
         raise
+
+
+def _summary(error: BaseException, settings: Settings) -> str:
+    """The kind of error and its first line, without where this machine keeps the data."""
+    message = str(error).strip().partition("\n")[0].replace(f"{settings.data}{os.sep}", "")
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
 def _peak_memory(workers_mib: float) -> dict[str, float]:

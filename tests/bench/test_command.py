@@ -77,12 +77,13 @@ def test_a_failing_subject_is_named_with_its_error(mini_coco: Path, tmp_path: Pa
     ran = bench("--only", "evaluation-input", "--data", data, "--out", out)
     assert ran.returncode == 1
     assert "FAILED evaluation-input: this project: " in ran.stderr
-    assert "FAILED evaluation-input: decoding alone: PIL.UnidentifiedImageError" in ran.stderr
+    assert "FAILED evaluation-input: decoding alone: UnidentifiedImageError" in ran.stderr
     comparison = results(out)["comparisons"][0]
     assert all(each["error"] for each in comparison["subjects"])
     assert comparison["ratio"] is None
+    assert str(data) not in json.dumps(comparison)
     (table,) = out.glob("*.md")
-    assert "FAILED: PIL.UnidentifiedImageError" in table.read_text()
+    assert "FAILED: UnidentifiedImageError" in table.read_text()
 
 
 def test_an_unknown_comparison_is_refused(tmp_path: Path) -> None:
