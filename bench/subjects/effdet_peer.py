@@ -31,6 +31,7 @@ from bench.subjects.common import (
 )
 from experiments.hparams import HParams
 from experiments.optimization import gradient_clipper
+from model import detector_config
 
 Sample = tuple[Tensor, dict[str, Tensor]]
 
@@ -83,7 +84,8 @@ def _loader(
 class _Normalised:
     """Endless batches of a loader, normalised as effdet's prefetcher does it."""
 
-    def __init__(self, loader: Any, config: Any, device: Device) -> None:
+    def __init__(self, loader: Any, settings: Settings, device: Device) -> None:
+        config = detector_config(settings.model)
         self._loader = loader
         self._on_gpu = device == "cuda"
         self._mean = torch.tensor([x * 255 for x in config.mean]).view(1, 3, 1, 1)
@@ -126,7 +128,7 @@ class Training(TrainingSubject):
         else:
             dataset = _dataset(settings, training=True)
             loader = _loader(dataset, settings, device, min(workers, cores()), training=True)
-            self._samples = iter(_Normalised(loader, self._bench.config, device))
+            self._samples = iter(_Normalised(loader, settings, device))
 
     def step(self) -> int:
         """Input, forward, targets, loss, backward, optimizer, averaged weights."""
@@ -152,7 +154,7 @@ class Evaluating(Loop):
         self._bench = _bench(settings, "predict", "cpu").eval()
         dataset = _dataset(settings, training=False)
         loader = _loader(dataset, settings, "cpu", workers, training=False)
-        self._samples = iter(_Normalised(loader, self._bench.config, "cpu"))
+        self._samples = iter(_Normalised(loader, settings, "cpu"))
         self._evaluator = CocoEvaluator(dataset)
 
     @torch.inference_mode()
@@ -169,10 +171,9 @@ class Input(Loop):
 
     def __init__(self, settings: Settings, *, training: bool, workers: int) -> None:
         prepare_torch(settings)
-        config = first_detector(settings).config
         dataset = _dataset(settings, training=training)
         loader = _loader(dataset, settings, "cpu", workers, training=training)
-        self._samples = iter(_Normalised(loader, config, "cpu"))
+        self._samples = iter(_Normalised(loader, settings, "cpu"))
         self.lead_in = 2 * workers + 2  # each worker makes two batches ahead
 
     def step(self) -> int:

@@ -24,7 +24,15 @@ from experiments.evaluation import DetectionTable
 from experiments.hparams import HParams
 from experiments.input import EvalLoader, InputConfig, TrainLoader
 from experiments.optimization import gradient_clipper
-from model import AnchorTargets, DetectionLoss, DetectorConfig, anchor_boxes, assign_targets, detect
+from model import (
+    AnchorTargets,
+    DetectionLoss,
+    DetectorConfig,
+    anchor_boxes,
+    assign_targets,
+    detect,
+    detector_config,
+)
 
 
 def _input_config(
@@ -184,7 +192,8 @@ class Input(Loop):
 
     def __init__(self, settings: Settings, *, training: bool) -> None:
         prepare_torch(settings)
-        config = first_detector(settings).config
+        side = settings.image_size
+        config = detector_config(settings.model, image_size=(side, side))
         self._batches = _batches(settings, config, "cpu", training=training)
 
     def step(self) -> int:
