@@ -40,24 +40,24 @@ mini-coco: setup ## Generate the mini COCO in data/mini-coco
 	@$(PY) -m cocodata mini $(MINI_COCO)
 
 .PHONY: train-local
-train-local: setup ## Train here without a cluster (DATA= CONFIG= OUT= HPARAMS="lr=.1 epochs=3")
+train-local: setup ## Train here without a cluster (DATA= CONFIG= OUT= HPARAMS="lr=.1 epochs=3" ARGS=)
 	@$(mini_if_no_data)
 	@$(PY) experiments/train.py --config "$(CONFIG)" --data "$(data_folder)" \
-	    $(if $(OUT),--out "$(OUT)") $(foreach setting,$(HPARAMS),--set $(setting))
+	    $(if $(OUT),--out "$(OUT)") $(foreach setting,$(HPARAMS),--set '$(setting)') $(ARGS)
 
 .PHONY: evaluate
-evaluate: setup ## Print COCO's metrics of a checkpoint (CHECKPOINT= DATA= OUT=)
+evaluate: setup ## Print COCO's metrics of a checkpoint (CHECKPOINT= DATA= OUT= MODEL= ARGS=)
 	$(call need,CHECKPOINT,CHECKPOINT=runs/... DATA=...)
 	@$(mini_if_no_data)
 	@$(PY) experiments/evaluate.py --checkpoint "$(CHECKPOINT)" --data "$(data_folder)" \
-	    $(if $(OUT),--out "$(OUT)")
+	    $(if $(OUT),--out "$(OUT)") $(if $(MODEL),--model "$(MODEL)") $(ARGS)
 
 .PHONY: predict
-predict: setup ## Draw what a checkpoint detects in pictures (CHECKPOINT= IMAGES= OUT=)
+predict: setup ## Draw what a checkpoint detects in pictures (CHECKPOINT= IMAGES= OUT= MODEL= ARGS=)
 	$(call need,CHECKPOINT,CHECKPOINT=runs/... IMAGES=folder)
 	$(call need,IMAGES,CHECKPOINT=runs/... IMAGES=folder)
 	@$(PY) experiments/predict.py --checkpoint "$(CHECKPOINT)" --images "$(IMAGES)" \
-	    $(if $(OUT),--out "$(OUT)")
+	    $(if $(OUT),--out "$(OUT)") $(if $(MODEL),--model "$(MODEL)") $(ARGS)
 
 .PHONY: test
 test: setup ## Lint, then run the tests (TESTS= chooses some)
@@ -77,8 +77,8 @@ format: setup ## Format the Python files and mend what can be mended
 	.venv/bin/ruff check --fix .
 
 .PHONY: bench
-bench: setup ## Measure side by side with peers; results in bench/results (OUT=)
-	@$(PY) -m bench $(if $(OUT),--out "$(OUT)")
+bench: setup ## Measure side by side with peers; results in bench/results (OUT= DATA= ARGS=)
+	@$(PY) -m bench $(if $(OUT),--out "$(OUT)") $(if $(DATA),--data "$(DATA)") $(ARGS)
 
 .PHONY: lock
 lock: setup ## Write requirements.lock anew from pyproject.toml

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from determined import pytorch
-from rich.console import Console
 
 from experiments.checkpoint import (
     DETECTOR,
@@ -215,8 +214,3 @@ def _forget_after(file: Path, batches: int) -> None:
         if entry["batches"] <= batches:
             kept.append(line + "\n")
     write_atomically(file, "".join(kept))
-
-
-def print_error(message: str) -> None:
-    """An error that the user can mend, without a traceback."""
-    Console(stderr=True).print(f"error: {message}", style="red", markup=False, highlight=False)

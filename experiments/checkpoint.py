@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy._core import multiarray
 
+from cocodata import Categories
 from model import EfficientDet, build_detector, load_weights
 
 DIGESTS = "sha256.json"
@@ -130,6 +131,14 @@ def load_detector(
     return detector
 
 
+def trained_categories(path: Path) -> Categories | None:
+    """The categories that a checkpoint folder was trained on; None for a file of weights."""
+    if not path.is_dir():
+        return None
+    found = json.loads((path / DETECTOR).read_text(encoding="utf-8"))["categories"]
+    return Categories(ids=tuple(found["ids"]), names=tuple(found["names"]))
+
+
 def _from_trial(
     folder: Path, model: str | None, image_size: tuple[int, int] | None, use_ema: bool
 ) -> EfficientDet:
@@ -223,8 +232,10 @@ class LocalCheckpoints:
                 shutil.rmtree(folder)
 
 
-def detector_description(detector: EfficientDet, overrides: dict[str, Any]) -> str:
-    """The text of detector.json: what `build_detector` needs to make this detector again."""
+def detector_description(
+    detector: EfficientDet, overrides: dict[str, Any], categories: Categories
+) -> str:
+    """The text of detector.json: what makes this detector again, and what its labels mean."""
     config = detector.config
     return json.dumps(
         {
@@ -232,6 +243,7 @@ def detector_description(detector: EfficientDet, overrides: dict[str, Any]) -> s
             "num_classes": config.num_classes,
             "image_size": list(config.image_size),
             "overrides": overrides,
+            "categories": {"ids": categories.ids, "names": categories.names},
         },
         indent=1,
     )

@@ -38,7 +38,9 @@ def load_splits(
         [split.image_ids for split in loaded] if loaded is not None else None
     )
     if loaded is None:
-        found_splits = [load_split(config.data, name) for name in names]
+        found_splits = [
+            load_split(config.data, name, strict=config.hparams.strict) for name in names
+        ]
         loaded = [
             split.select(np.isin(split.image_ids, ids))
             for split, ids in zip(found_splits, kept, strict=True)

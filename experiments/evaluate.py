@@ -21,13 +21,13 @@ from experiments.evaluation import write_coco_results  # noqa: E402
 from experiments.evaluation.inference import (  # noqa: E402
     evaluation_input,
     open_detector,
-    print_error,
     with_progress,
 )
 from experiments.evaluation.loop import evaluate_detector  # noqa: E402
 from experiments.evaluation.report import sample_pictures, save_image  # noqa: E402
 from experiments.evaluation.tables import class_table, metrics_table, shown  # noqa: E402
 from experiments.input import SampleError  # noqa: E402
+from experiments.progress import print_error  # noqa: E402
 
 
 def evaluate(

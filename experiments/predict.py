@@ -17,14 +17,14 @@ import typer  # noqa: E402
 from rich.console import Console  # noqa: E402
 
 from cocodata import Categories, DatasetError, Split, load_split, splits  # noqa: E402
-from experiments.checkpoint import CheckpointError, write_atomically  # noqa: E402
+from experiments.checkpoint import CheckpointError, trained_categories, write_atomically  # noqa: E402
 from experiments.communication import SingleProcess  # noqa: E402
 from experiments.evaluation import Detections, DetectionTable  # noqa: E402
 from experiments.evaluation.drawing import draw_detections  # noqa: E402
 from experiments.evaluation.inference import (  # noqa: E402
+    best_or_given,
     evaluation_input,
     open_detector,
-    print_error,
     with_progress,
 )
 from experiments.evaluation.pictures import (  # noqa: E402
@@ -35,25 +35,31 @@ from experiments.evaluation.pictures import (  # noqa: E402
 )
 from experiments.evaluation.report import save_image  # noqa: E402
 from experiments.input import EvalLoader, SampleError  # noqa: E402
+from experiments.progress import print_error  # noqa: E402
 from model import EfficientDet, anchor_boxes, detect  # noqa: E402
 
 _COCO_CLASSES = 90
 
 
-def class_categories(num_classes: int, data: Path | None) -> Categories:
-    """The names of a detector's classes: a data set's, or COCO's for 90 classes, or numbers.
+def class_categories(
+    num_classes: int, data: Path | None, trained: Categories | None = None
+) -> Categories:
+    """The names of a detector's classes.
+
+    A data set's, those that it was trained on, COCO's for 90 classes, or numbers.
 
     Raises:
         ValueError: the data set has another number of classes.
     """
     if data is not None:
-        categories = load_split(data, splits(data)[1]).categories
-        if categories.num_classes != num_classes:
+        trained = load_split(data, splits(data)[1]).categories
+        if trained.num_classes != num_classes:
             raise ValueError(
-                f"the detector has {num_classes} classes, {data} has {categories.num_classes}: it "
+                f"the detector has {num_classes} classes, {data} has {trained.num_classes}: it "
                 "was trained on another data set"
             )
-        return categories
+    if trained is not None:
+        return trained
     names = [f"class {label}" for label in range(1, num_classes + 1)]
     if num_classes == _COCO_CLASSES:
         from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
@@ -158,7 +164,8 @@ def main(
         detector = open_detector(
             checkpoint, model=model, num_classes=num_classes, device=device, threads=threads
         )
-        categories = class_categories(detector.config.num_classes, data)
+        trained = trained_categories(best_or_given(checkpoint))
+        categories = class_categories(detector.config.num_classes, data, trained)
         with tempfile.TemporaryDirectory() as scratch:
             pictures = read_pictures(files, Path(scratch), categories)
             detections = detect_in(detector, pictures.split, batch_size=batch_size, threads=threads)

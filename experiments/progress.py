@@ -122,3 +122,11 @@ class TrainingProgress:
             self._bar.console.print(message, highlight=False)
         else:
             print(message, flush=True)
+
+
+def print_error(message: str) -> None:
+    """An error that the user can mend, without a traceback."""
+    # Unwrapped, so that a path can be copied from it.
+    Console(stderr=True).print(
+        f"error: {message}", style="red", markup=False, highlight=False, soft_wrap=True
+    )

@@ -27,7 +27,7 @@ from determined import pytorch  # noqa: E402
 
 from cocodata import DatasetError  # noqa: E402
 from experiments import local_run  # noqa: E402
-from experiments.callbacks import DivergedError, print_error  # noqa: E402
+from experiments.callbacks import DivergedError  # noqa: E402
 from experiments.checkpoint import (  # noqa: E402
     CheckpointError,
     SavedCheckpoint,
@@ -46,6 +46,7 @@ from experiments.dataset import load_splits  # noqa: E402
 from experiments.hparams import HParamError, as_dict, changed_from_default  # noqa: E402
 from experiments.input import SampleError  # noqa: E402
 from experiments.periods import Every  # noqa: E402
+from experiments.progress import print_error  # noqa: E402
 from experiments.trial import EfficientDetTrial, Run  # noqa: E402
 
 USER_ERRORS = (

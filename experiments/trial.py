@@ -320,7 +320,9 @@ class EfficientDetTrial(pytorch.PyTorchTrial):
 
     def build_callbacks(self) -> dict[str, pytorch.PyTorchCallback]:
         """What happens between batches; `position` is also what checkpoints keep of the trial."""
-        description = detector_description(self.detector, detector_overrides(self.hparams))
+        description = detector_description(
+            self.detector, detector_overrides(self.hparams), self.run.train.categories
+        )
         return {
             "position": Position(self, description),
             "record": RunRecord(self),

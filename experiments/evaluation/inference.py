@@ -48,7 +48,7 @@ def open_detector(
     where = _device(device)
     if threads is not None:
         torch.set_num_threads(threads)
-    detector = load_detector(_newest_or_given(checkpoint), model=model, num_classes=num_classes)
+    detector = load_detector(best_or_given(checkpoint), model=model, num_classes=num_classes)
     # The fastest layout for convolutions on GPUs and on CPUs.
     return detector.eval().to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -65,7 +65,7 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _newest_or_given(path: Path) -> Path:
+def best_or_given(path: Path) -> Path:
     """The best checkpoint of a local run's folder; any other path as it is."""
     from experiments.checkpoint import CheckpointError, LocalCheckpoints
 
@@ -128,11 +128,3 @@ def with_progress(batches: Iterable[Batch], count: int) -> Iterator[Batch]:
             elapsed = progress.tasks[task].elapsed
             speed = f"{images / elapsed:.1f} images/s" if elapsed else ""
             progress.update(task, advance=1, speed=speed)
-
-
-def print_error(message: str) -> None:
-    """An error that the user can mend, without a traceback."""
-    # Unwrapped, so that a path can be copied from it.
-    Console(stderr=True).print(
-        f"error: {message}", style="red", markup=False, highlight=False, soft_wrap=True
-    )

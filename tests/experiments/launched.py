@@ -1,14 +1,15 @@
 """Training runs as a user starts them: as processes, with python, torchrun or horovodrun."""
 
+import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import yaml
 
@@ -113,11 +114,16 @@ def run(config: Path, out: Path, *options: str, launcher: str = "python", ranks:
 
 
 def kill(process: subprocess.Popen[str]) -> None:
-    """SIGKILL the launcher and every rank."""
+    """SIGKILL the launcher and every rank, which launchers put into sessions of their own."""
     try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
+        family = psutil.Process(process.pid)
+        members = [family, *family.children(recursive=True)]
+    except psutil.NoSuchProcess:
         return
+    for member in members:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
+    psutil.wait_procs(members, timeout=30)
     process.wait()
 
 

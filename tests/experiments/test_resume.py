@@ -3,6 +3,7 @@
 import importlib.util
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +24,19 @@ LAUNCHERS = [
         ),
     ),
 ]
+
+# What must hold for ranks to be compared with one process batch by batch. Float32 training is
+# chaotic: the last bit of a sum is worth 1e-3 of the loss after ten steps at a learning rate of
+# .001, so it is that of a warm-up's first steps. torch's batch norm for channels_last on CPUs is
+# less exact than the others by itself.
+COMPARABLE: dict[str, Any] = {
+    "sync_bn": True,
+    "drop_path_rate": 0.0,
+    "channels_last": False,
+    "lr": 5e-5,
+    "warmup_lr": 5e-5,
+    "lr_noise": None,
+}
 
 
 @pytest.mark.slow
@@ -52,9 +66,7 @@ def test_resumed_on_another_number_of_ranks_goes_on_with_the_same_batches(
     mini_coco: Path, tmp_path: Path
 ) -> None:
     """Only the order of floating-point sums changes, so losses stay close batch by batch."""
-    config = launched.write_config(
-        tmp_path, mini_coco, sync_bn=True, drop_path_rate=0.0, reprob=0.0, lr=0.002, lr_noise=None
-    )
+    config = launched.write_config(tmp_path, mini_coco, **COMPARABLE)
     one, two = tmp_path / "one", tmp_path / "two"
     launched.run(config, one)
     process = launched.start(config, two)
@@ -64,7 +76,7 @@ def test_resumed_on_another_number_of_ranks_goes_on_with_the_same_batches(
     for straight, resumed in pairs:
         assert straight["batches"] == resumed["batches"]
         if straight["kind"] == "train":
-            assert resumed["loss"] == pytest.approx(straight["loss"], rel=1e-3)
+            assert resumed["loss"] == pytest.approx(straight["loss"], rel=1e-4)
 
 
 @pytest.mark.slow
@@ -72,15 +84,13 @@ def test_resumed_on_another_number_of_ranks_goes_on_with_the_same_batches(
 def test_ranks_give_the_losses_of_one_process(
     launcher: str, ranks: int, mini_coco: Path, tmp_path: Path
 ) -> None:
-    config = launched.write_config(
-        tmp_path, mini_coco, sync_bn=True, drop_path_rate=0.0, epochs=4, lr=0.01
-    )
+    config = launched.write_config(tmp_path, mini_coco, **COMPARABLE, epochs=4)
     launched.run(config, tmp_path / "one")
     launched.run(config, tmp_path / "many", launcher=launcher, ranks=ranks)
     one, many = launched.metrics(tmp_path / "one"), launched.metrics(tmp_path / "many")
     for name in ("loss", "class_loss", "box_loss"):
         losses = [[e[name] for e in run if e["kind"] == "train"][:20] for run in (one, many)]
-        assert losses[1] == pytest.approx(losses[0], rel=1e-4, abs=1e-5)
+        assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
 @pytest.mark.slow
