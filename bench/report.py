@@ -116,7 +116,7 @@ def show(run: Run, console: Console) -> None:
     for comparison in run["comparisons"]:
         table = Table(title=comparison["title"], title_justify="left", title_style="bold")
         for number, column in enumerate(_COLUMNS):
-            table.add_column(column, justify="left" if number == 0 else "right")
+            table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
         for row in rows(comparison):
             table.add_row(*row)
         console.print()

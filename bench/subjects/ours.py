@@ -1,5 +1,6 @@
 """This project: training, evaluation and input, as the trial puts them together."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -95,7 +96,7 @@ class Training(TrainingSubject):
         self._optimizer = optimizer_of(self._detector)
         self._clip = gradient_clipper(HParams()) if real_images else None
         self._ema = ModelEmaV3(self._detector, decay=0.9999) if real_images else None
-        self._clock = StageClock(device)
+        self._clock = StageClock(device) if staged else None
         self._losses = self._staged_losses if staged else self._plain_losses
         if device == "cuda":
             self._compile(staged)
@@ -118,15 +119,15 @@ class Training(TrainingSubject):
         return loss
 
     def _staged_losses(self, images: Tensor, targets: AnchorTargets) -> Tensor:
-        with self._clock.stage("forward"), autocast(self.device):
+        with self._stage("forward"), autocast(self.device):
             outputs = self._network(images)
-        with self._clock.stage("loss"):
+        with self._stage("loss"):
             loss: Tensor = self._criterion(*outputs, targets)[0]
         return loss
 
     def step(self) -> int:
         """Input, targets, forward, loss, backward, optimizer, averaged weights."""
-        stage = self._clock.stage
+        stage = self._stage
         with stage("input"):
             batch = next(self._batches)
         with stage("targets"):
@@ -148,12 +149,15 @@ class Training(TrainingSubject):
     def measure(self, seconds: float) -> Measurement:
         """Step until the time is over; what the warm-up took does not count in the stages."""
         self.synchronize()
-        self._clock.take()
+        self.stages()
         return super().measure(seconds)
 
     def stages(self) -> dict[str, float]:
-        """Seconds of each stage."""
-        return self._clock.take()
+        """Seconds of each stage; none where they are not told apart."""
+        return self._clock.take() if self._clock is not None else {}
+
+    def _stage(self, name: str) -> contextlib.AbstractContextManager[None]:
+        return self._clock.stage(name) if self._clock is not None else contextlib.nullcontext()
 
 
 class Evaluating(Loop):
