@@ -41,6 +41,8 @@ def enliven(detector: nn.Module, images: Tensor, class_spread: float) -> None:
         norm.momentum = 1.0
     detector.train()(images)
     for norm, momentum in zip(norms, momenta, strict=True):
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
         norm.momentum = momentum
         norm.running_mean += 0.1 * noise(norm.running_mean) * norm.running_var.sqrt()
         norm.running_var *= 1 + 0.2 * noise(norm.running_var).clamp(-1, 1)

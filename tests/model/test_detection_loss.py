@@ -60,6 +60,7 @@ def test_loss_and_slopes(
     expected[0].backward()
     actual[0].backward()
     for x, y in zip(theirs, ours, strict=True):
+        assert x.grad is not None
         torch.testing.assert_close(y.grad, x.grad, rtol=1e-4, atol=1e-5 * float(x.grad.abs().max()))
 
 
@@ -94,6 +95,7 @@ def test_extreme_logits_stay_finite(dtype: torch.dtype) -> None:
         total.backward()
         assert total.isfinite()
         assert total.dtype == torch.float32
+        assert logits.grad is not None
         assert logits.grad.isfinite().all()
     # A negative that is surely taken for a positive costs its logit.
     torch.testing.assert_close(focal_loss(extremes, 1.5, 0.0)[0][4:], extremes[4:])
@@ -106,5 +108,6 @@ def test_half_precision_keeps_small_slopes() -> None:
         x = logits.clone().to(dtype).requires_grad_()
         # As under a loss scaler: without the scale, 1e-5 would have three bits in float16.
         (FocalSum.apply(x, torch.full((1, 2, 2, 1), -1), 0.25, 1.5, 0.0) * 2**10).backward()
+        assert x.grad is not None
         slopes.append(x.grad.float())
     torch.testing.assert_close(slopes[1], slopes[0], rtol=2e-3, atol=0)

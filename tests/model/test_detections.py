@@ -53,14 +53,25 @@ def oracle_detections(
     )
 
 
-def assert_same(actual: Tensor, expected: Tensor) -> None:
-    """The same rows, where rows whose scores differ in the last digits may change places."""
+def differing_rows(actual: Tensor, expected: Tensor) -> int:
+    """Rows of one that the other lacks: box within .01 px, score within 1e-4, the same class.
+
+    Rows whose scores tie with the last one's are not counted: any of them may be kept.
+    """
     assert actual.shape == expected.shape
-    torch.testing.assert_close(actual[..., 4], expected[..., 4], rtol=0, atol=1e-4)
     difference = (actual.unsqueeze(2) - expected.unsqueeze(1)).abs()
     is_same = (difference <= torch.tensor([0.01] * 4 + [1e-4, 0])).all(-1)
-    assert is_same.any(2).all()
-    assert is_same.any(1).all()
+    count = 0
+    for rows, is_matched in ((actual, is_same.any(2)), (expected, is_same.any(1))):
+        is_above_cut = rows[..., 4] > rows[:, -1:, 4] + 1e-4
+        count += int((is_above_cut & ~is_matched).sum())
+    return count
+
+
+def assert_same(actual: Tensor, expected: Tensor) -> None:
+    # As sets: rows whose scores are equal have no order.
+    assert differing_rows(actual, expected) == 0
+    torch.testing.assert_close(actual[..., 4], expected[..., 4], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("soft_nms", [False, True])
@@ -69,24 +80,30 @@ def test_detections_on_real_images(coco_tiny: Path, make_pair: Callable, soft_nm
     settings = {"soft_nms": True, "max_detection_points": 300} if soft_nms else {}
     config = detector_config("efficientdet_d0", image_size=SIZE, **settings)
     images, image_scale, image_size = load_images(coco_tiny, config, 16 if soft_nms else 80)
-    # Scores of 1 would be ties, of which any may win.
+    # Scores that reach 1 would be ties, of which any may win.
     oracle, detector = make_pair("efficientdet_d0", SIZE, images[:8], class_spread=0.3, **settings)
     anchors = anchor_boxes(detector.config)
-    suppressed = 0
+    suppressed = differing = 0
     for part in torch.arange(len(images)).split(8):
         with torch.no_grad():
-            expected_outputs, outputs = oracle(images[part]), detector(images[part])
+            logits, codes = oracle(images[part])
+            own_logits, own_codes = detector(images[part])
         scale, size = image_scale[part], image_size[part]
-        expected = oracle_detections(expected_outputs, detector.config, scale, size)
-        actual = detect(*outputs, anchors, detector.config, scale, size)
+        expected = oracle_detections((logits, codes), detector.config, scale, size)
+        # The same predictions give the same detections.
+        actual = detect(logits, codes, anchors, detector.config, scale, size)
         assert_same(actual, expected)
-        assert expected[..., 4].max() < 0.9999
+        # And so do our own predictions, but for pairs of boxes whose order or overlap is at its
+        # threshold to the last digits.
+        own = detect(own_logits, own_codes, anchors, detector.config, scale, size)
+        differing += differing_rows(own, expected)
 
         right_bottom = torch.cat([size, size], -1).unsqueeze(1)
         assert (actual[..., :4] >= 0).all()
         assert (actual[..., :4] <= right_bottom + 1e-3).all()
-        candidates = torch.cat([x.flatten(1) for x in outputs[0]], 1).topk(100).values.sigmoid()
-        suppressed += int((candidates.min(1).values > actual[..., 4].min(1).values + 1e-6).sum())
+        candidates = torch.cat([x.flatten(1) for x in logits], 1).topk(100).values.sigmoid()
+        suppressed += int((candidates.amin(1) > actual[..., 4].amin(1) + 1e-6).sum())
+    assert differing <= 0.002 * 2 * 100 * len(images)
     # Not a test of dull scores: the 100 best candidates are not what is left.
     assert suppressed > 0.9 * len(images)
 

@@ -52,12 +52,12 @@ def test_tiny_takes_multiples_of_its_own_stride() -> None:
 def test_backbone_weights_from_a_file(tmp_path: Path) -> None:
     source = build_detector("tiny")
     with torch.no_grad():
-        source.backbone.conv_stem.weight.fill_(0.5)
+        source.backbone.get_parameter("conv_stem.weight").fill_(0.5)
     file = tmp_path / "backbone.pth"
     classifier = {"classifier.weight": torch.zeros(1000, 8)}
     torch.save({**source.backbone.state_dict(), **classifier}, file)
     detector = build_detector("tiny", backbone_weights=file)
-    assert (detector.backbone.conv_stem.weight == 0.5).all()
+    assert torch.all(detector.backbone.get_parameter("conv_stem.weight") == 0.5)
 
     with pytest.raises(RuntimeError, match="does not hold the weights of efficientnet_b0"):
         build_detector("efficientdet_d0", backbone_weights=file)

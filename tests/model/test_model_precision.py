@@ -21,7 +21,7 @@ class Step(torch.nn.Module):
         super().__init__()
         self.detector = detector
         self.loss = DetectionLoss(detector.config)
-        self.register_buffer("anchors", anchor_boxes(detector.config))
+        self.anchors = anchor_boxes(detector.config)
 
     def forward(self, images: Tensor, boxes: Tensor, labels: Tensor) -> Tensor:
         targets = assign_targets(self.anchors, boxes, labels)
