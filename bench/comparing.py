@@ -78,19 +78,19 @@ def run_comparison(
             processes.append(SubjectProcess(spec, settings, log))
         pairs = list(zip(processes, results, strict=True))
         for process, result in pairs:
-            _attempt(comparison, result, process.wait_ready)
+            _attempt(comparison, result, process.wait_built)
+        for process, result in pairs:
+            _attempt(comparison, result, process.warm_up)
             advance(f"{comparison.name}: starting", SETUP_SECONDS)
         for _ in range(comparison.repeats or repeats):
             for process, result in pairs:
                 advance(f"{comparison.name}: {result.name}", 0.0)
-                if result.error is None:
-                    measured = _attempt(comparison, result, lambda p=process: p.measure(seconds))  # type: ignore[misc]
-                    if measured is not None:
-                        result.measurements.append(measured)
+                measured = _attempt(comparison, result, lambda p=process: p.measure(seconds))  # type: ignore[misc]
+                if measured is not None:
+                    result.measurements.append(measured)
                 advance(f"{comparison.name}: {result.name}", seconds)
         for process, result in pairs:
-            if result.error is None:
-                result.memory_mib = _attempt(comparison, result, process.finish) or {}
+            result.memory_mib = _attempt(comparison, result, process.finish) or {}
     finally:
         for process in processes:
             process.close()
@@ -98,7 +98,9 @@ def run_comparison(
 
 
 def _attempt(comparison: Comparison, result: SubjectResult, action: Callable[[], T]) -> T | None:
-    """What an action of a subject gives; None where it fails, which is noted and told."""
+    """What an action of a subject gives; None where it fails, which is noted and told, or did."""
+    if result.error is not None:
+        return None
     try:
         return action()
     except SubjectError as error:

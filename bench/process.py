@@ -29,7 +29,7 @@ class SubjectError(RuntimeError):
 
 
 class SubjectProcess:
-    """Starts a subject; it builds and warms up while others do, then waits to be measured.
+    """Starts a subject; it builds while others do, and works only when it is told to.
 
     Args:
         spec: the subject.
@@ -50,12 +50,21 @@ class SubjectProcess:
         self._process.start()
         theirs.close()
 
-    def wait_ready(self) -> None:
-        """Wait until the subject is warm.
+    def wait_built(self) -> None:
+        """Wait until the subject is built.
 
         Raises:
             SubjectError: it failed.
         """
+        self._answer()
+
+    def warm_up(self) -> None:
+        """Have it do its first work; not while others work, whose threads would wait for its own.
+
+        Raises:
+            SubjectError: it failed.
+        """
+        self._connection.send(0.0)
         self._answer()
 
     def measure(self, seconds: float) -> Measurement:
@@ -125,9 +134,11 @@ def _serve(
         os.dup2(file.fileno(), sys.stderr.fileno())
     try:
         subject = spec.resolve()(settings, **spec.options)
+        connection.send(("built", None))
+        connection.recv()
         subject.warm_up()
+        connection.send(("warm", None))
         workers_mib = 0.0
-        connection.send(("ready", None))
         while (seconds := connection.recv()) is not None:
             measurement = subject.measure(seconds)
             workers_mib = max(workers_mib, _workers_mib())
