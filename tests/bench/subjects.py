@@ -23,6 +23,13 @@ class Refusing:
         raise ValueError("no such thing here")
 
 
+class Misled:
+    """Fails on a file of the data set."""
+
+    def __init__(self, settings: Settings) -> None:
+        raise FileNotFoundError(f"no file {settings.data / 'images' / '1.jpg'}\nand more lines")
+
+
 class Dying(Counting):
     """Its process ends without a word, as one that the kernel kills for memory."""
 

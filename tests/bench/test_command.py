@@ -5,10 +5,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from shutil import copytree
 from typing import Any
 
 import pytest
+import typer
+from typer.testing import CliRunner
+
+from bench import cli
+from bench.comparing import Comparison
+from bench.measuring import SubjectSpec
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -68,22 +73,33 @@ def test_results_are_complete(mini_coco: Path, tmp_path: Path) -> None:
         assert "gpu-training-loop is skipped: " in ran.stderr
 
 
-@pytest.mark.slow
-def test_a_failing_subject_is_named_with_its_error(mini_coco: Path, tmp_path: Path) -> None:
-    data = copytree(mini_coco, tmp_path / "data")
-    for image in (data / "val2017").iterdir():
-        image.write_bytes(b"not an image")
+def test_a_failing_subject_is_named_with_its_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subjects = (
+        SubjectSpec("sound", "ours", "tests.bench.subjects:Counting"),
+        SubjectSpec("broken", "peer", "tests.bench.subjects:Misled"),
+    )
+    comparison = Comparison("counting", "Counting", "images/s", subjects)
+    monkeypatch.setattr(cli, "COMPARISONS", (comparison,))
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    command = typer.Typer()
+    command.command()(cli.main)
     out = tmp_path / "out"
-    ran = bench("--only", "evaluation-input", "--data", data, "--out", out)
-    assert ran.returncode == 1
-    assert "FAILED evaluation-input: this project: " in ran.stderr
-    assert "FAILED evaluation-input: decoding alone: UnidentifiedImageError" in ran.stderr
-    comparison = results(out)["comparisons"][0]
-    assert all(each["error"] for each in comparison["subjects"])
-    assert comparison["ratio"] is None
-    assert str(data) not in json.dumps(comparison)
+    arguments = ["--quick", "--data", str(tmp_path), "--out", str(out)]
+    ran = CliRunner().invoke(command, arguments, env={"COLUMNS": "200"})
+
+    assert ran.exit_code == 1, ran.output
+    reason = "FileNotFoundError: no file images/1.jpg"
+    assert f"FAILED counting: broken: {reason}" in ran.output
+    found = results(out)["comparisons"][0]
+    assert found["ratio"] is None
+    assert [each["error"] for each in found["subjects"]] == [None, reason]
+    assert found["subjects"][0]["rate"] > 0
+    assert str(tmp_path) not in json.dumps(found), "paths mean nothing on another machine"
     (table,) = out.glob("*.md")
-    assert "FAILED: UnidentifiedImageError" in table.read_text()
+    assert f"FAILED: {reason}" in table.read_text()
+    assert not list(out.glob("*.png")), "there is no ratio to draw"
 
 
 def test_an_unknown_comparison_is_refused(tmp_path: Path) -> None:
