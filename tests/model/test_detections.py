@@ -136,7 +136,9 @@ def crowded_outputs(config: DetectorConfig, num_images: int) -> tuple[list[Tenso
         if height == 32:
             x[:, :, 4, 10:21, 10:21] += 12
         logits.append(x.flatten(1, 2))
-        codes.append(torch.randn(num_images, config.num_anchors * 4, height, width) * 0.1)
+        code = torch.randn(num_images, config.num_anchors, 4, height, width) * 0.1
+        code[:, :, 2:] += 2  # almost as large as the image
+        codes.append(code.flatten(1, 2))
     return logits, codes
 
 
