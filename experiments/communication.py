@@ -1,10 +1,11 @@
 """What ranks say to each other: one interface over one process, torch.distributed and Horovod."""
 
+import importlib.util
 import os
 from typing import Any, Protocol
 
 import torch
-from determined import core
+from determined import core, horovod
 from torch import Tensor
 
 
@@ -143,13 +144,14 @@ def start_distributed() -> core.DistributedContext | None:
         RuntimeError: a launcher started this process, and its library is not installed.
     """
     if int(os.environ.get("HOROVOD_SIZE", "1")) > 1:
-        try:
-            import horovod.torch as hvd
-        except ImportError as error:
+        if importlib.util.find_spec("horovod") is None:
             raise RuntimeError(
                 "horovodrun started this process, and Horovod is not installed here: "
                 "run `make horovod`, or start it with torchrun"
-            ) from error
+            )
+        # Determined's own handle on Horovod, which wants to be told the framework first.
+        hvd = horovod.hvd
+        hvd.require_horovod_type("torch", "it trains a PyTorchTrial")
         hvd.init()
         os.environ["USE_HOROVOD"] = "1"  # how Determined's trainer learns of it
         return core.DistributedContext.from_horovod(hvd, chief_ip=os.environ.get("DET_CHIEF_IP"))

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from cocodata import Split
 from experiments.callbacks import Position, RunRecord
 from experiments.checkpoint import detector_description
-from experiments.communication import Communicator
+from experiments.communication import Communicator, HorovodCommunicator
 from experiments.config import ExperimentConfig
 from experiments.detector import build_from_hparams, detector_overrides
 from experiments.evaluation import CocoGroundTruth
@@ -87,7 +87,8 @@ class EfficientDetTrial(pytorch.PyTorchTrial):
         num_classes = run.train.categories.num_classes
         detector = build_from_hparams(self.hparams, num_classes)
         self.detector: EfficientDet = detector.to(self.device)
-        if self.hparams.channels_last:
+        # Horovod sends contiguous tensors only; images alone carry the layout through convolutions.
+        if self.hparams.channels_last and not isinstance(self.communicator, HorovodCommunicator):
             self.detector = self.detector.to(memory_format=torch.channels_last)
         self.ema = self._build_ema()  # before the conversion: an average is only evaluated
         if self.hparams.sync_bn and self.communicator.size > 1:

@@ -1,17 +1,13 @@
 """Batches for training, evaluation and measuring: dictionaries of tensors.
 
-=================  ======================
-============================================================= key                shape and type
-meaning =================  ======================
-============================================================= image              (N, 3, H, W)
-float32    normalised boxes              (N, 100, 4) float32     y1 x1 y2 x2 in the input's pixels,
-padded with -1 classes            (N, 100) int64          labels from 1, padded with -1 image_id
-(N,) int64              the data set's own image_scale        (N,) float32            source pixels
-per input pixel image_size         (N, 2) int64            width and height of the source image
-class_targets      (N, K) int64            the anchors' labels, where the loader computes them
-box_targets        (N, K, 4) float32       the anchors' boxes, likewise num_positives      (N,)
-float32            anchors matched with a box, likewise =================  ======================
-=============================================================
+- image: (N, 3, H, W) float32, normalised
+- boxes: (N, 100, 4) float32, y1 x1 y2 x2 in the input's pixels, padded with -1
+- classes: (N, 100) int64, labels from 1, padded with -1
+- image_id: (N,) int64, the data set's own
+- image_scale: (N,) float32, source pixels per input pixel
+- image_size: (N, 2) int64, width and height of the source image
+- class_targets (N, K) int64, box_targets (N, K, 4) and num_positives (N,) float32: what the anchors
+  are to predict, where the loader computes it
 
 All tensors of a batch lie on the configuration's device and own their memory: they stay valid after
 the next batch is drawn, and after the loader is closed. On a GPU they belong to the stream that was
