@@ -30,7 +30,7 @@ from cocodata.shapes import CATEGORY_IDS, draw_scene
 from cocodata.verify import verify_dataset
 
 # Counts the changes to what is generated, so that a folder made before one is made again.
-_REVISION = 2
+_REVISION = 4
 
 _SPLITS = ("train2017", "val2017")
 
@@ -178,11 +178,11 @@ def _image(seed: tuple[int, int, int]) -> tuple[bytes, int, int, list[dict[str, 
     longer = int(rng.integers(176, 257))
     shorter = int(longer * rng.uniform(0.65, 1.0))
     width, height = (longer, shorter) if rng.random() < 0.6 else (shorter, longer)
-    num_objects = 0 if rng.random() < 0.04 else int(rng.integers(1, 5))
+    num_objects = 0 if rng.random() < 0.04 else int(rng.integers(1, 4))
     crowd = num_objects > 0 and rng.random() < 0.03
     pixels, shown = draw_scene(rng, width, height, num_objects, crowd=crowd)
     picture = Image.fromarray(pixels)
-    if rng.random() < 0.04:
+    if rng.random() < 0.03:
         picture = picture.convert("L")
     file = io.BytesIO()
     picture.save(

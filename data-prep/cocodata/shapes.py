@@ -1,9 +1,10 @@
 """Pictures for the generated data set: textured shapes on textured backgrounds.
 
-Colour, texture, size, rotation and background tell nothing about the category, so a detector has
-to learn the outlines.
+A category has an outline and a hue; light, texture, size, tilt and background vary. A few pictures
+are grey, where only the outline tells.
 """
 
+import colorsys
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,7 @@ _SUPERSAMPLING = 4
 # Of the picture's shorter side. At 128 pixels the smallest anchor is 32 pixels wide: an object half
 # as wide overlaps none by half, so it would hardly be learnt and yet be counted in the metric.
 _SIZES = (0.3, 0.6)
-_MIN_VISIBLE = 0.75  # An object hidden further than this is no longer recognisable by its outline.
+_MIN_VISIBLE = 0.85  # An object hidden further than this is no longer recognisable by its outline.
 _MIN_CONTRAST = 70.0  # Of 255, between the mean colours of an object and of what it covers.
 
 
@@ -101,7 +102,7 @@ def _place(
         hidden = np.bincount(window[alpha > 0.5], minlength=number)
         if np.any(hidden[1:number] > (1 - _MIN_VISIBLE) * areas[1:number]):
             continue
-        _paint(rng, canvas[top : top + h, left : left + w], alpha)
+        _paint(rng, canvas[top : top + h, left : left + w], alpha, category)
         window[alpha > 0.5] = number
         return True
     return False
@@ -118,26 +119,38 @@ def _draw_crowd(
         h, w = alpha.shape
         y = int(top + rng.uniform(0, extent - h))
         x = int(left + rng.uniform(0, extent - w))
-        _paint(rng, canvas[y : y + h, x : x + w], alpha)
+        _paint(rng, canvas[y : y + h, x : x + w], alpha, category)
         owner[y : y + h, x : x + w][alpha > 0.5] = 1
 
 
 def _paint(
-    rng: np.random.Generator, window: NDArray[np.float64], alpha: NDArray[np.float64]
+    rng: np.random.Generator,
+    window: NDArray[np.float64],
+    alpha: NDArray[np.float64],
+    category: str,
 ) -> None:
     behind = window.reshape(-1, 3).mean(axis=0)
-    colour = rng.uniform(0, 255, 3)
-    while abs(colour.mean() - behind.mean()) < _MIN_CONTRAST:  # Also told apart in grayscale.
-        colour = rng.uniform(0, 255, 3)
+    colour = _colour(rng, category)
+    for _ in range(20):
+        if np.abs(colour - behind).max() >= _MIN_CONTRAST:
+            break
+        colour = _colour(rng, category)
     h, w = alpha.shape
     texture = colour + _pattern(rng, w, h)[..., None] * rng.uniform(-30, 30, 3)
     window += alpha[..., None] * (np.clip(texture, 0, 255) - window)
 
 
+def _colour(rng: np.random.Generator, category: str) -> NDArray[np.float64]:
+    """A colour about the category's own hue, light or dark."""
+    hue = list(CATEGORY_IDS).index(category) / len(CATEGORY_IDS) + rng.uniform(-0.04, 0.04)
+    saturation, value = rng.uniform(0.6, 1.0), rng.uniform(0.5, 1.0)
+    return 255 * np.array(colorsys.hsv_to_rgb(hue % 1.0, saturation, value))
+
+
 def _background(rng: np.random.Generator, width: int, height: int) -> NDArray[np.float64]:
     """Blurred blotches, a pattern, and thin lines, in colours that stay in one tonal range."""
     base = rng.uniform(50, 205)
-    cells = rng.uniform(-45, 45, (int(rng.integers(2, 7)), int(rng.integers(2, 7)), 3)) + base
+    cells = rng.uniform(-25, 25, (int(rng.integers(2, 7)), int(rng.integers(2, 7)), 3)) + base
     blotches = Image.fromarray(np.clip(cells, 0, 255).astype(np.uint8))
     canvas = np.asarray(
         blotches.resize((width, height), Image.Resampling.BICUBIC), dtype=np.float64
@@ -174,7 +187,7 @@ def _pattern(rng: np.random.Generator, width: int, height: int) -> NDArray[np.fl
 def _mask(rng: np.random.Generator, category: str, size: float) -> NDArray[np.float64]:
     """Return the coverage, 0..1, of an object about `size` pixels across, cropped to it."""
     outline, hole = _outlines(category)
-    angle = rng.uniform(0, 2 * np.pi)
+    angle = rng.uniform(-np.pi / 8, np.pi / 8)
     aspect = rng.uniform(0.8, 1.25)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     scale = size * _SUPERSAMPLING / 2 * np.array([np.sqrt(aspect), 1 / np.sqrt(aspect)])
