@@ -67,7 +67,7 @@ test: setup ## Lint, then run the tests (TESTS= chooses some)
 lint: setup ## Look for faults of style and type in all files
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
-	.venv/bin/mypy data-prep model experiments tools
+	.venv/bin/mypy bench data-prep model experiments tools
 	.venv/bin/yamllint --strict $$(git ls-files '*.yaml' '*.yml' .yamllint)
 	.venv/bin/shellcheck $$(git ls-files '*.sh' .ci/run)
 

@@ -103,28 +103,33 @@ class HorovodCommunicator:
         self._hvd = hvd
         self.rank, self.size = hvd.rank(), hvd.size()
         self.local_rank, self.local_size = hvd.local_rank(), hvd.local_size()
-        # Horovod matches collectives by name, and ranks call ours in one order.
-        self._calls = 0
 
-    def _name(self, kind: str) -> str:
-        self._calls += 1
-        return f"efficientdet.{kind}.{self._calls}"
+    @staticmethod
+    def _name(kind: str, tensor: Tensor) -> str:
+        """A name for a collective. Ours follow each other, so a name may come again.
+
+        Horovod keeps what the ranks agreed on by name and shape; names that never come again, or
+        come with another shape, would push the gradients' agreements out of its cache.
+        """
+        return f"efficientdet.{kind}.{tensor.dtype}.{'x'.join(map(str, tensor.shape))}"
 
     def all_gather(self, tensor: Tensor) -> list[Tensor]:
         """The tensor of every rank, in rank order; first dimensions may differ."""
-        lengths = self._hvd.allgather(torch.tensor([tensor.shape[0]]), name=self._name("lengths"))
+        lengths = self._hvd.allgather(torch.tensor([tensor.shape[0]]), name="efficientdet.lengths")
         rows = [int(each) for each in lengths]
-        joined = self._hvd.allgather(tensor.contiguous(), name=self._name("rows"))
+        joined = self._hvd.allgather(
+            tensor.contiguous(), name=f"efficientdet.rows.{tensor.dtype}.{tuple(tensor.shape[1:])}"
+        )
         return list(joined.split(rows))
 
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
         """The sum over the ranks, as a new tensor."""
-        return self._hvd.allreduce(tensor, op=self._hvd.Sum, name=self._name("sum"))
+        return self._hvd.allreduce(tensor, op=self._hvd.Sum, name=self._name("sum", tensor))
 
     def broadcast_(self, tensors: list[Tensor]) -> None:
         """Overwrite the tensors with rank 0's."""
         for tensor in tensors:
-            self._hvd.broadcast_(tensor, root_rank=0, name=self._name("broadcast"))
+            self._hvd.broadcast_(tensor, root_rank=0, name=self._name("broadcast", tensor))
 
     def barrier(self) -> None:
         """Wait for every rank."""
