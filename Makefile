@@ -39,21 +39,36 @@ horovod: setup ## Build Horovod against this torch and install it (some minutes,
 mini-coco: setup ## Generate the mini COCO in data/mini-coco
 	@$(PY) -m cocodata mini $(MINI_COCO)
 
+.PHONY: coco-check
+coco-check: setup ## Look at a data set as training does before it starts (DATA=)
+	$(call need,DATA,DATA=/data/coco)
+	@$(PY) -m cocodata check "$(DATA)"
+
+.PHONY: coco-verify
+coco-verify: setup ## Decode every image of a data set and hold it against its manifest (DATA=)
+	$(call need,DATA,DATA=/data/coco)
+	@$(PY) -m cocodata verify "$(DATA)"
+
+.PHONY: coco-manifest
+coco-manifest: setup ## Write a data set's manifest: sizes, hashes and its version (DATA=)
+	$(call need,DATA,DATA=/data/coco)
+	@$(PY) -m cocodata manifest "$(DATA)"
+
 .PHONY: train-local
-train-local: setup ## Train here without a cluster (DATA= CONFIG= OUT= HPARAMS="lr=.1 epochs=3" ARGS=)
+train-local: setup ## Train here without a cluster (DATA= CONFIG= OUT= HPARAMS="lr=.1 epochs=3")
 	@$(mini_if_no_data)
 	@$(PY) experiments/train.py --config "$(CONFIG)" --data "$(data_folder)" \
 	    $(if $(OUT),--out "$(OUT)") $(foreach setting,$(HPARAMS),--set '$(setting)') $(ARGS)
 
 .PHONY: evaluate
-evaluate: setup ## Print COCO's metrics of a checkpoint (CHECKPOINT= DATA= OUT= MODEL= ARGS=)
+evaluate: setup ## Print COCO's metrics of a checkpoint (CHECKPOINT= DATA= OUT= MODEL=)
 	$(call need,CHECKPOINT,CHECKPOINT=runs/... DATA=...)
 	@$(mini_if_no_data)
 	@$(PY) experiments/evaluate.py --checkpoint "$(CHECKPOINT)" --data "$(data_folder)" \
 	    $(if $(OUT),--out "$(OUT)") $(if $(MODEL),--model "$(MODEL)") $(ARGS)
 
 .PHONY: predict
-predict: setup ## Draw what a checkpoint detects in pictures (CHECKPOINT= IMAGES= OUT= MODEL= ARGS=)
+predict: setup ## Draw what a checkpoint detects in pictures (CHECKPOINT= IMAGES= OUT= MODEL=)
 	$(call need,CHECKPOINT,CHECKPOINT=runs/... IMAGES=folder)
 	$(call need,IMAGES,CHECKPOINT=runs/... IMAGES=folder)
 	@$(PY) experiments/predict.py --checkpoint "$(CHECKPOINT)" --images "$(IMAGES)" \

@@ -22,7 +22,7 @@ if [[ ${1:-} == --nccl ]]; then
 fi
 [[ $# -eq 2 ]] || die "usage: build-horovod.sh [--nccl] PYTHON OUT"
 python=$(cd "$(dirname "$1")" && pwd)/$(basename "$1")
-out=$2
+out=$(realpath --canonicalize-missing "$2") # it is left for the sources below
 [[ ! -e $out ]] || die "$out exists already; remove it to build again"
 command -v g++ >/dev/null ||
     die "g++ is missing, which compiles Horovod. Debian and Ubuntu: apt install g++"

@@ -63,7 +63,7 @@ def read_manifest(data: Path) -> Manifest | None:
         DatasetError: the file is damaged, or was edited so that its version no longer fits.
     """
     path = data / MANIFEST_NAME
-    remedy = f"Write it anew with `python -m cocodata manifest {data}`"
+    remedy = f"Write it anew with `make coco-manifest DATA={data}`"
     try:
         tree = orjson.loads(path.read_bytes())
         manifest = Manifest(

@@ -42,7 +42,7 @@ _REMEDY = {
     ProblemKind.IDS: "make every image id unique and every annotation name one of them",
     ProblemKind.PATH: "name files relative to the split's image folder, without ..",
     ProblemKind.CHANGED: "restore the file; if the change is meant, write and verify the manifest "
-    "anew with `python -m cocodata manifest` and `verify`",
+    "anew with `make coco-manifest` and `make coco-verify`",
 }
 
 

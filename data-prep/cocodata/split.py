@@ -127,8 +127,8 @@ def load_split(data: Path, split: str, *, strict: bool = True) -> Split:
         raise DatasetError(
             f"{annotations.path}: ids contradict each other: image ids "
             f"{'repeat' if repeated else 'are unique'}, {no_image.sum()} boxes are of unknown "
-            f"images, {no_category.sum()} of unknown categories. `python -m cocodata check "
-            f"{data}` lists them"
+            f"images, {no_category.sum()} of unknown categories. `make coco-check "
+            f"DATA={data}` lists them"
         )
     return build_split(data, split, annotations)
 

@@ -70,7 +70,7 @@ class CocoGroundTruth:
             if len(annotation.get("bbox", ())) != 4:
                 raise ValueError(
                     f"{split.annotation_file}: annotation {annotation.get('id', index)} has no "
-                    "bbox of four numbers; run `python -m cocodata verify` to see every problem"
+                    "bbox of four numbers; run `make coco-check` to see every problem"
                 )
         boxes = np.array([each["bbox"] for each in annotations], dtype=np.float64).reshape(-1, 4)
         image_ids = np.array([each["image_id"] for each in annotations], dtype=np.int64)
