@@ -44,7 +44,8 @@ COMPARABLE: dict[str, Any] = {
 def test_killed_and_resumed_is_the_same_run(
     launcher: str, ranks: int, mini_coco: Path, tmp_path: Path
 ) -> None:
-    config = launched.write_config(tmp_path, mini_coco, sync_bn=ranks > 1)
+    # Horovod answers a small collective in milliseconds, and there are hundreds in a step.
+    config = launched.write_config(tmp_path, mini_coco, sync_bn=launcher == "torchrun")
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
     launched.run(config, straight, launcher=launcher, ranks=ranks)
 
