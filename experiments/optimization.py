@@ -36,7 +36,8 @@ def build_optimizer(model: nn.Module, hparams: HParams) -> torch.optim.Optimizer
     options: dict[str, Any] = {}
     if name.startswith("fused"):
         name = name.removeprefix("fused")
-        if name in _TORCH_FUSED:
+        # On a CPU the fused kernels take a step that float16's loss scaling wants skipped.
+        if name in _TORCH_FUSED and next(model.parameters()).is_cuda:
             options["fused"] = True
     if name not in list_optimizers():
         raise HParamError(

@@ -76,10 +76,16 @@ def command(launcher: str, ranks: int) -> list[str]:
 
 
 def start(
-    config: Path, out: Path, *options: str, launcher: str = "python", ranks: int = 1
+    config: Path,
+    out: Path,
+    *options: str,
+    launcher: str = "python",
+    ranks: int = 1,
+    threads: int | None = None,
 ) -> subprocess.Popen[str]:
     """Start a run; its output goes to <out>.log."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    # One thread makes some convolutions slow, and two ranks leave no more than that.
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads or (2 if ranks == 1 else 1))}
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
     with out.with_suffix(".log").open("a") as log:
         return subprocess.Popen(
@@ -101,9 +107,16 @@ def start(
         )
 
 
-def run(config: Path, out: Path, *options: str, launcher: str = "python", ranks: int = 1) -> str:
+def run(
+    config: Path,
+    out: Path,
+    *options: str,
+    launcher: str = "python",
+    ranks: int = 1,
+    threads: int | None = None,
+) -> str:
     """Run to the end; its output. Fails with the output if the run does."""
-    process = start(config, out, *options, launcher=launcher, ranks=ranks)
+    process = start(config, out, *options, launcher=launcher, ranks=ranks, threads=threads)
     try:
         code = process.wait(timeout=300)
     finally:

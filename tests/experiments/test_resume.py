@@ -33,8 +33,8 @@ COMPARABLE: dict[str, Any] = {
     "sync_bn": True,
     "drop_path_rate": 0.0,
     "channels_last": False,
-    "lr": 5e-5,
-    "warmup_lr": 5e-5,
+    "lr": 2e-5,
+    "warmup_lr": 2e-5,
     "lr_noise": None,
 }
 
@@ -62,18 +62,31 @@ def test_killed_and_resumed_is_the_same_run(
     assert reported == list(range(1, TOTAL + 1))
 
 
+@pytest.fixture(scope="module")
+def one_process(mini_coco: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one process, whole; beside it lies a copy of it from before its end."""
+    folder = tmp_path_factory.mktemp("one")
+    config = launched.write_config(folder, mini_coco, **COMPARABLE)
+    process = launched.start(config, folder / "killed", threads=1)  # as ranks have
+    launched.kill_after(process, folder / "killed", batches=24)
+    shutil.copytree(folder / "killed", folder / "run")
+    shutil.copy(folder / "killed.log", folder / "run.log")
+    launched.run(config, folder / "run", threads=1)
+    return folder
+
+
 @pytest.mark.slow
 def test_resumed_on_another_number_of_ranks_goes_on_with_the_same_batches(
-    mini_coco: Path, tmp_path: Path
+    one_process: Path,
 ) -> None:
     """Only the order of floating-point sums changes, so losses stay close batch by batch."""
-    config = launched.write_config(tmp_path, mini_coco, **COMPARABLE)
-    one, two = tmp_path / "one", tmp_path / "two"
-    launched.run(config, one)
-    process = launched.start(config, two)
-    launched.kill_after(process, two, batches=24)
-    launched.run(config, two, launcher="torchrun", ranks=2)
-    pairs = zip(launched.metrics(one), launched.metrics(two), strict=True)
+    resumed_run = one_process / "killed"
+    output = launched.run(
+        one_process / "experiment.yaml", resumed_run, launcher="torchrun", ranks=2
+    )
+    assert "resuming at batch 20" in output
+    one = launched.metrics(one_process / "run")
+    pairs = zip(one, launched.metrics(resumed_run), strict=True)
     for straight, resumed in pairs:
         assert straight["batches"] == resumed["batches"]
         if straight["kind"] == "train":
@@ -83,12 +96,13 @@ def test_resumed_on_another_number_of_ranks_goes_on_with_the_same_batches(
 @pytest.mark.slow
 @pytest.mark.parametrize(("launcher", "ranks"), LAUNCHERS[1:])
 def test_ranks_give_the_losses_of_one_process(
-    launcher: str, ranks: int, mini_coco: Path, tmp_path: Path
+    launcher: str, ranks: int, one_process: Path, tmp_path: Path
 ) -> None:
-    config = launched.write_config(tmp_path, mini_coco, **COMPARABLE, epochs=4)
-    launched.run(config, tmp_path / "one")
-    launched.run(config, tmp_path / "many", launcher=launcher, ranks=ranks)
-    one, many = launched.metrics(tmp_path / "one"), launched.metrics(tmp_path / "many")
+    many_run = tmp_path / "many"
+    config = one_process / "experiment.yaml"
+    process = launched.start(config, many_run, launcher=launcher, ranks=ranks)
+    launched.kill_after(process, many_run, batches=20)
+    one, many = launched.metrics(one_process / "run"), launched.metrics(many_run)
     for name in ("loss", "class_loss", "box_loss"):
         losses = [[e[name] for e in run if e["kind"] == "train"][:20] for run in (one, many)]
         assert losses[1] == pytest.approx(losses[0], rel=1e-4)

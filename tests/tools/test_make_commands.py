@@ -53,7 +53,11 @@ def test_help_lists_every_target() -> None:
     targets = re.findall(r"^\.PHONY: (\S+)$", text, re.MULTILINE)
     assert set(targets) >= {"setup", "train-local", "evaluate", "predict", "test", "lint", "bench"}
     printed = subprocess.run(
-        ["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["make", "--no-print-directory", "help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     assert [line.split()[0] for line in printed.splitlines()] == targets
     assert all(len(line) <= 100 for line in printed.splitlines())
@@ -114,7 +118,7 @@ def test_missing_venv_module_is_named(clone: Path) -> None:
 
 def test_a_target_says_which_variable_it_needs() -> None:
     outcome = subprocess.run(
-        ["make", "--dry-run", "predict", "CHECKPOINT=x"],
+        ["make", "--no-print-directory", "--dry-run", "predict", "CHECKPOINT=x"],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -126,12 +130,20 @@ def test_a_target_says_which_variable_it_needs() -> None:
 
 def test_hyperparameters_reach_the_training() -> None:
     printed = subprocess.run(
-        ["make", "--dry-run", "train-local", "DATA=/coco", "HPARAMS=lr=.1 epochs=3", "OUT=o"],
+        [
+            "make",
+            "--no-print-directory",
+            "--dry-run",
+            "train-local",
+            "DATA=/coco",
+            "HPARAMS=lr=.1 epochs=3",
+            "OUT=o",
+        ],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=True,
     ).stdout
     assert '--data "/coco"' in printed
-    assert '--out "o" --set lr=.1 --set epochs=3' in printed
+    assert "--out \"o\" --set 'lr=.1' --set 'epochs=3'" in printed
     assert "cocodata mini" not in printed
