@@ -64,9 +64,17 @@ def build_from_hparams(hparams: HParams, num_classes: int) -> EfficientDet:
         num_classes: classes of the data set, where the hyperparameters leave it open.
 
     Raises:
-        ValueError: no such model, image size or override; the message says which.
+        HParamError: no such model, image size or override, or weights that do not fit it or could
+            not be downloaded; the message says which and what to do.
         FileNotFoundError: weights that are not there; the message says where they belong.
     """
+    try:
+        return _build(hparams, num_classes)
+    except (ValueError, RuntimeError) as error:
+        raise HParamError(f"the detector cannot be built: {error}") from error
+
+
+def _build(hparams: HParams, num_classes: int) -> EfficientDet:
     size = hparams.image_size
     if isinstance(size, int):
         size = [size, size]
