@@ -7,6 +7,8 @@ SHELL := bash
 MAKEFLAGS += --no-builtin-rules
 
 CONFIG ?= experiments/local.yaml
+# The cluster that commands talk to: local is this machine's, main the inventory's.
+CLUSTER ?= main
 MINI_COCO := data/mini-coco
 PY := .venv/bin/python
 
@@ -17,6 +19,8 @@ export PYTHONPATH := $(CURDIR):$(CURDIR)/data-prep
 export MALLOC_MMAP_THRESHOLD_ := 34359738368
 export MALLOC_TRIM_THRESHOLD_ := 34359738368
 
+include versions.env
+
 # Stops a target with a message if a variable that it needs is not given.
 need = $(if $($(1)),,$(error $(1)= is missing: make $@ $(2)))
 # The data set given, or the generated one.
@@ -25,7 +29,7 @@ mini_if_no_data = $(if $(DATA),,$(PY) -m cocodata mini $(MINI_COCO))
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: setup
 setup: ## Make the environment .venv from the lock (PYTHON= names a Python 3.11)
@@ -74,6 +78,45 @@ predict: setup ## Draw what a checkpoint detects in pictures (CHECKPOINT= IMAGES
 	@$(PY) experiments/predict.py --checkpoint "$(CHECKPOINT)" --images "$(IMAGES)" \
 	    $(if $(OUT),--out "$(OUT)") $(if $(MODEL),--model "$(MODEL)") $(ARGS)
 
+.PHONY: image
+image: setup ## Build the task image, which trials run in (BASE_IMAGE=)
+	@$(PY) docker/build_image.py "$$(docker/image-name.sh)" --base "$(BASE_IMAGE)"
+
+.PHONY: local-up
+local-up: setup ## Start a cluster on this machine (AGENTS= SLOTS= PORT= DATA=)
+	@$(mini_if_no_data)
+	@$(PY) -m cluster up --data "$(data_folder)" $(if $(AGENTS),--agents $(AGENTS)) \
+	    $(if $(SLOTS),--slots $(SLOTS)) $(if $(PORT),--port $(PORT))
+
+.PHONY: local-down
+local-down: setup ## Stop the cluster on this machine; its data stays
+	@$(PY) -m cluster down
+
+.PHONY: local-destroy
+local-destroy: setup ## Remove the cluster on this machine with all its data (SURE=yes)
+	@$(PY) -m cluster destroy $(if $(filter yes,$(SURE)),--sure)
+
+train_on_cluster = $(PY) -m cluster train experiments/$(1).yaml --cluster "$(CLUSTER)" \
+    $(foreach overlay,$(OVERLAY),--overlay "$(overlay)") \
+    $(foreach setting,$(HPARAMS),--config 'hyperparameters.$(setting)') $(ARGS)
+
+.PHONY: train-const
+train-const: setup ## Train on one slot of a cluster (CLUSTER= OVERLAY= HPARAMS=)
+	@$(call train_on_cluster,const)
+
+.PHONY: train-distributed
+train-distributed: setup ## Train on several slots of a cluster (CLUSTER= OVERLAY= HPARAMS=)
+	@$(call train_on_cluster,distributed)
+
+.PHONY: train-adaptive
+train-adaptive: setup ## Search hyperparameters on a cluster (CLUSTER= OVERLAY= HPARAMS=)
+	@$(call train_on_cluster,adaptive)
+
+.PHONY: follow
+follow: setup ## Follow an experiment to its end (EXPERIMENT= CLUSTER=)
+	$(call need,EXPERIMENT,EXPERIMENT=12)
+	@$(PY) -m cluster follow "$(EXPERIMENT)" --cluster "$(CLUSTER)"
+
 .PHONY: test
 test: setup ## Lint, then run the tests (TESTS= chooses some)
 	@$(PY) tools/run_tests.py $(TESTS)
@@ -82,7 +125,7 @@ test: setup ## Lint, then run the tests (TESTS= chooses some)
 lint: setup ## Look for faults of style and type in all files
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
-	.venv/bin/mypy bench data-prep model experiments tools
+	.venv/bin/mypy bench cluster data-prep docker model experiments tools
 	.venv/bin/yamllint --strict $$(git ls-files '*.yaml' '*.yml' .yamllint)
 	.venv/bin/shellcheck $$(git ls-files '*.sh' .ci/run)
 

@@ -10,7 +10,7 @@ import pytest
 from experiments.checkpoint import LocalCheckpoints
 from tests.experiments import launched
 
-TOTAL = 42  # 48 images in batches of 8, 7 epochs
+TOTAL = 24  # 48 images in batches of 8, 4 epochs
 LAUNCHERS = [
     pytest.param("python", 1, id="python"),
     pytest.param("torchrun", 2, id="torchrun-2"),
@@ -50,9 +50,9 @@ def test_killed_and_resumed_is_the_same_run(
     launched.run(config, straight, launcher=launcher, ranks=ranks)
 
     process = launched.start(config, resumed, launcher=launcher, ranks=ranks)
-    launched.kill_after(process, resumed, batches=24)
+    launched.kill_after(process, resumed, batches=14)
     output = launched.run(config, resumed, launcher=launcher, ranks=ranks)
-    assert "resuming at batch 20" in output
+    assert "resuming at batch 12" in output
 
     one, other = launched.final_state(straight), launched.final_state(resumed)
     assert one["batches"] == TOTAL
@@ -68,7 +68,7 @@ def one_process(mini_coco: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     folder = tmp_path_factory.mktemp("one")
     config = launched.write_config(folder, mini_coco, **COMPARABLE)
     process = launched.start(config, folder / "killed", threads=1)  # as ranks have
-    launched.kill_after(process, folder / "killed", batches=24)
+    launched.kill_after(process, folder / "killed", batches=14)
     shutil.copytree(folder / "killed", folder / "run")
     shutil.copy(folder / "killed.log", folder / "run.log")
     launched.run(config, folder / "run", threads=1)
@@ -84,7 +84,7 @@ def test_resumed_on_another_number_of_ranks_goes_on_with_the_same_batches(
     output = launched.run(
         one_process / "experiment.yaml", resumed_run, launcher="torchrun", ranks=2
     )
-    assert "resuming at batch 20" in output
+    assert "resuming at batch 12" in output
     one = launched.metrics(one_process / "run")
     pairs = zip(one, launched.metrics(resumed_run), strict=True)
     for straight, resumed in pairs:
@@ -112,10 +112,10 @@ def test_ranks_give_the_losses_of_one_process(
 def test_damaged_checkpoints_stop_a_resume_before_any_training(
     mini_coco: Path, tmp_path: Path
 ) -> None:
-    config = launched.write_config(tmp_path, mini_coco, epochs=4)
+    config = launched.write_config(tmp_path, mini_coco, epochs=3)
     out = tmp_path / "run"
     process = launched.start(config, out)
-    launched.kill_after(process, out, batches=22)
+    launched.kill_after(process, out, batches=14)
     saved = LocalCheckpoints(out)
     newest = saved.newest()
     assert newest is not None
@@ -133,7 +133,7 @@ def test_damaged_checkpoints_stop_a_resume_before_any_training(
     assert launched.metrics(out) == before
 
     output = launched.run(config, out, "--skip-damaged")
-    assert "resuming at batch 10" in output
+    assert "resuming at batch 6" in output
 
 
 @pytest.mark.slow

@@ -1,0 +1,114 @@
+"""The command line behind the make targets that talk to a cluster."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from cluster import local
+from cluster.connection import load_connection
+from cluster.errors import ClusterError
+from cluster.follow import follow
+from cluster.overlays import config_arguments, overlay_arguments
+from cluster.submit import submit
+from experiments.progress import print_error
+
+app = typer.Typer(
+    help="Start a cluster on this machine, and train on that one or another.",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    no_args_is_help=True,
+)
+console = Console()
+
+ClusterOption = Annotated[str, typer.Option("--cluster", help="Name of the cluster.")]
+# Where the experiments' files say that the data set is.
+DATA_IN_TRIALS = "/data/coco"
+
+
+@app.command("up")
+def up_command(
+    *,
+    data: Annotated[Path, typer.Option(help="Data set folder that trials get.")],
+    agents: Annotated[int, typer.Option(min=1, help="Agents on this machine.")] = 1,
+    slots: Annotated[int, typer.Option(min=1, help="Slots an agent, without GPUs.")] = 4,
+    port: Annotated[int, typer.Option(help="The master's port on 127.0.0.1.")] = 8080,
+    project: Annotated[str, typer.Option(help="Name of the compose project.")] = "efficientdet",
+) -> None:
+    """Start the cluster on this machine."""
+    local.up(console, data=data, agents=agents, slots=slots, port=port, project=project)
+
+
+@app.command("down")
+def down_command() -> None:
+    """Stop the cluster on this machine; its data stays."""
+    local.down(console)
+
+
+@app.command("destroy")
+def destroy_command(
+    *, sure: Annotated[bool, typer.Option("--sure", help="Really remove its data.")] = False
+) -> None:
+    """Remove the cluster on this machine with all its data."""
+    local.destroy(console, sure=sure)
+
+
+@app.command("train")
+def train_command(
+    config: Annotated[Path, typer.Argument(help="An experiment's file.")],
+    *,
+    cluster: ClusterOption = "main",
+    overlays: Annotated[
+        list[Path] | None, typer.Option("--overlay", help="A file of changes; may be repeated.")
+    ] = None,
+    changes: Annotated[
+        list[str] | None, typer.Option("--config", help="One change: key.inner=value.")
+    ] = None,
+    detach: Annotated[bool, typer.Option(help="Do not wait for the end.")] = False,
+) -> None:
+    """Submit an experiment and follow it to its end; fail unless it COMPLETED."""
+    connection = load_connection(cluster)
+    arguments: list[str] = []
+    if connection.data != DATA_IN_TRIALS:
+        mount = {
+            "host_path": connection.data,
+            "container_path": DATA_IN_TRIALS,
+            "read_only": True,
+        }
+        arguments += config_arguments({"bind_mounts": [mount]})
+    for overlay in overlays or []:
+        arguments += overlay_arguments(overlay)
+    for change in changes or []:
+        arguments += ["--config", change]
+    experiment = submit(connection, config, arguments)
+    if detach:
+        console.print(f"experiment {experiment} is submitted to {connection.master}")
+        return
+    _follow(cluster, experiment)
+
+
+@app.command("follow")
+def follow_command(experiment: int, *, cluster: ClusterOption = "main") -> None:
+    """Follow an experiment to its end; fail unless it COMPLETED."""
+    _follow(cluster, experiment)
+
+
+def _follow(cluster: str, experiment: int) -> None:
+    try:
+        follow(load_connection(cluster), experiment, console)
+    except KeyboardInterrupt:
+        console.print(
+            f"experiment {experiment} goes on. Follow it again: "
+            f"make follow EXPERIMENT={experiment} CLUSTER={cluster}"
+        )
+        raise typer.Exit(130) from None
+
+
+def main() -> None:
+    """Run the command line; a failure that the user can mend is one message."""
+    try:
+        app()
+    except ClusterError as error:
+        print_error(str(error))
+        raise SystemExit(1) from error
