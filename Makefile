@@ -48,10 +48,20 @@ coco-check: setup ## Look at a data set as training does before it starts (DATA=
 	$(call need,DATA,DATA=/data/coco)
 	@$(PY) -m cocodata check "$(DATA)"
 
+# The data set's way to the hosts. DATASET= names another one than COCO 2017.
+DATASET ?= coco
+# The folder that it is downloaded to and packed from.
+dataset_folder = $(or $(DATA),data/$(DATASET))
+archive_options = $(foreach archive,$(ARCHIVES),--archive '$(archive)') $(if $(PROXY),--proxy "$(PROXY)")
+
+.PHONY: coco-download
+coco-download: setup ## Download, check and unpack COCO 2017 (DATA= MIRROR= PROXY= ARCHIVES=)
+	@$(PY) -m cocodata download "$(dataset_folder)" $(if $(MIRROR),--mirror "$(MIRROR)") \
+	    $(archive_options) $(ARGS)
+
 .PHONY: coco-verify
-coco-verify: setup ## Decode every image of a data set and hold it against its manifest (DATA=)
-	$(call need,DATA,DATA=/data/coco)
-	@$(PY) -m cocodata verify "$(DATA)"
+coco-verify: setup ## Decode every image, compare all hashes; REPAIR=1 mends (DATA= ARCHIVES= PROXY=)
+	@$(PY) -m cocodata verify "$(dataset_folder)" $(if $(REPAIR),--repair $(archive_options)) $(ARGS)
 
 .PHONY: coco-manifest
 coco-manifest: setup ## Write a data set's manifest: sizes, hashes and its version (DATA=)

@@ -1,29 +1,26 @@
 """The command line: `python -m cocodata --help`."""
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import zipfile
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
+from cocodata.archives import COCO_2017, Archive, at_mirror, parse_archive
 from cocodata.check import check_dataset
+from cocodata.download import download as download_archives
 from cocodata.errors import DatasetError
+from cocodata.extract import extract, wanted_members
+from cocodata.fetching import Fetcher
 from cocodata.manifest import build_manifest, dataset_files, write_manifest
 from cocodata.mini import generate_mini_coco
 from cocodata.problems import CheckReport, count
+from cocodata.progress import download_display, progress_bar
+from cocodata.repair import ARCHIVES, repair_dataset, sources, write_sources
 from cocodata.split import splits
-from cocodata.verify import verify_dataset
+from cocodata.verify import conclude, verify_dataset
 
 app = typer.Typer(
     help="COCO on disk: generate the mini data set, write manifests, check and verify.",
@@ -36,6 +33,19 @@ Data = Annotated[
     Path,
     typer.Argument(help="Folder with annotations/, train2017/ and val2017/.", show_default=False),
 ]
+Archives = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="URL, or URL#sha256:... (md5, sha512), of a zip; may be repeated. "
+        "COCO 2017's if not given."
+    ),
+]
+ArchiveFolder = Annotated[
+    Path | None, typer.Option(help="Where zip files are kept; archives/ in the data set's folder.")
+]
+Proxy = Annotated[
+    str | None, typer.Option(help="Address of a proxy; the environment's if not given.")
+]
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes; one per core if not given.")]
 
 
@@ -47,7 +57,7 @@ def mini(
     seed: Annotated[int, typer.Option(min=0, help="Seed of every random choice.")] = 0,
 ) -> None:
     """Generate the mini COCO; nothing happens where the same one is already."""
-    with _progress("Drawing images", train + val) as advance:
+    with progress_bar("Drawing images", train + val) as advance:
         made = generate_mini_coco(out, num_train=train, num_val=val, seed=seed, advance=advance)
     print(f"{out}: {'generated' if made else 'already there'}, {train} + {val} images")
 
@@ -61,17 +71,77 @@ def manifest(
     workers: Workers = None,
 ) -> None:
     """Hash every file and write manifest.json; `verify` has to be run again after it."""
-    with _progress("Hashing files", len(dataset_files(data))) as advance:
+    with progress_bar("Hashing files", len(dataset_files(data))) as advance:
         built = build_manifest(data, name or data.resolve().name, workers=workers, advance=advance)
     write_manifest(data, built)
     print(f"{data}: {count(len(built.files), 'file')}, version {built.version}")
 
 
 @app.command()
-def verify(data: Data, workers: Workers = None) -> None:
+def download(
+    out: Annotated[Path, typer.Argument(help="Folder of the data set.", show_default=False)],
+    *,
+    archive: Archives = None,
+    mirror: Annotated[
+        str | None, typer.Option(help="Address of a server that has them under the same paths.")
+    ] = None,
+    proxy: Proxy = None,
+    connections: Annotated[int, typer.Option(min=1, help="Requests at the same time.")] = 8,
+    folder: ArchiveFolder = None,
+    workers: Workers = None,
+) -> None:
+    """Download, check and unpack COCO 2017 or other archives; goes on where it stopped."""
+    wanted = [parse_archive(text) for text in archive or []] or list(COCO_2017)
+    if mirror:
+        wanted = [at_mirror(each, mirror) for each in wanted]
+    folder = folder or out / ARCHIVES
+    with download_display() as (watcher, note):
+        fetcher = Fetcher(proxy=proxy, connections=connections, note=note)
+        # Images hardly shrink in an archive, annotations to a third or so; what is unpacked already
+        # is not needed again, and is looked at to the byte before unpacking.
+        room = 0 if (out / "annotations").is_dir() else sum(each.size or 0 for each in wanted)
+        files = download_archives(
+            wanted, folder, fetcher, connections=connections, room_beside=room, watcher=watcher
+        )
+    write_sources(folder, wanted)
+    written = 0
+    for file in files:
+        with zipfile.ZipFile(file) as opened:
+            total = len(wanted_members(opened))
+        with progress_bar(f"Unpacking {file.name}", total) as advance:
+            written += extract(file, out, workers=workers, advance=advance)
+    names = splits(out)
+    print(f"{out}: {count(written, 'file')} unpacked; splits {names[0]} and {names[1]}")
+
+
+@app.command()
+def verify(
+    data: Data,
+    *,
+    workers: Workers = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Unpack or fetch damaged files again, only them.")
+    ] = False,
+    archive: Archives = None,
+    proxy: Proxy = None,
+    folder: ArchiveFolder = None,
+) -> None:
     """Decode every image, compare every hash, and mark the manifest as verified if all is well."""
-    with _progress("Verifying files", len(dataset_files(data))) as advance:
-        report, built = verify_dataset(data, workers=workers, advance=advance)
+    with progress_bar("Verifying files", len(dataset_files(data))) as advance:
+        if not repair:
+            report, built = verify_dataset(data, workers=workers, advance=advance)
+        else:
+            named: list[Archive | Path] = [parse_archive(text) for text in archive or []]
+            inspection, restored = repair_dataset(
+                data,
+                named or sources(folder or data / ARCHIVES),
+                Fetcher(proxy=proxy, note=lambda note: _errors.print(note, markup=False)),
+                workers=workers,
+                advance=advance,
+            )
+            report, built = inspection.report, conclude(data, inspection)
+            for path, source in restored.items():
+                print(f"{path}: restored from {source}")
     _conclude(report)
     print(f"{data}: verified, {count(len(built.files), 'file')}, version {built.version}")
 
@@ -85,7 +155,7 @@ def check(
 ) -> None:
     """Look at a data set as is done before training: fast, without decoding images."""
     names = splits(data)
-    with _progress("Looking at images", None) as advance:
+    with progress_bar("Looking at images", None) as advance:
         report = check_dataset(data, names, threads=threads, advance=advance)
     _conclude(report)
     how = "agrees with its verified manifest" if report.held_against_manifest else "no problems"
@@ -98,24 +168,6 @@ def _conclude(report: CheckReport) -> None:
         print(note)
     if report.problems:
         raise DatasetError(report.message())
-
-
-@contextmanager
-def _progress(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """Show a bar with the time left on a terminal, and nothing elsewhere."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda done: progress.advance(task, done)
 
 
 def main() -> None:

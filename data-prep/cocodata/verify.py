@@ -2,7 +2,7 @@
 
 import hashlib
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -36,6 +36,23 @@ class _Image:
     size: tuple[int, int]
 
 
+@dataclass(frozen=True)
+class Inspection:
+    """What the full look at a data set found, before anything is concluded from it.
+
+    Attributes:
+        report: problems and notes.
+        manifest: the manifest that there was.
+        entries: size and hash of every file.
+        images: the image files that the annotations name.
+    """
+
+    report: CheckReport
+    manifest: Manifest | None
+    entries: dict[str, FileEntry]
+    images: dict[str, _Image]
+
+
 def verify_dataset(
     data: Path, *, workers: int | None = None, advance: Callable[[int], None] = lambda _: None
 ) -> tuple[CheckReport, Manifest]:
@@ -53,43 +70,61 @@ def verify_dataset(
     Raises:
         DatasetError: the folder is no data set, or its manifest is damaged.
     """
+    inspection = inspect_dataset(data, workers=workers, advance=advance)
+    return inspection.report, conclude(data, inspection)
+
+
+def inspect_dataset(
+    data: Path, *, workers: int | None = None, advance: Callable[[int], None] = lambda _: None
+) -> Inspection:
+    """Look at a data set as `verify_dataset` does, and write nothing."""
     split_names = splits(data)
     manifest = read_manifest(data)
     paths = dataset_files(data)
     report = check_dataset(data, split_names, use_manifest=False)
-    images = _images(report, split_names)
+    inspection = Inspection(report, manifest, {}, _images(report, split_names))
+    broken = _broken(report)
+    inspect_files(data, inspection, paths, workers=workers, advance=advance)
+    if manifest is not None:
+        _add_differences(inspection, manifest.files.keys() - inspection.entries.keys(), broken)
+    return inspection
 
-    entries: dict[str, FileEntry] = {}
-    broken = {(problem.split, problem.image_id) for problem in report.problems}
+
+def inspect_files(
+    data: Path,
+    inspection: Inspection,
+    paths: Sequence[str],
+    *,
+    workers: int | None = None,
+    advance: Callable[[int], None] = lambda _: None,
+) -> None:
+    """Decode and hash files, and add what is wrong with them to an inspection."""
+    problems, images = inspection.report.problems, inspection.images
+    broken = _broken(inspection.report)
     with ProcessPoolExecutor(workers or usable_cores()) as pool:
         tasks = ([(path, images.get(path)) for path in chunk] for chunk in chunks(paths, 64))
         for some in pool.map(partial(_inspect, data), tasks):
             for path, entry, failure in some:
-                entries[path] = entry
-                # What the quick look has found is not told twice.
+                inspection.entries[path] = entry
                 if failure is not None and (failure.split, failure.image_id) not in broken:
-                    report.problems.append(failure)
+                    problems.append(failure)
             advance(len(some))
+    _add_differences(inspection, paths, broken)
 
-    if manifest is not None:
-        report.problems.extend(
-            found
-            for found in _differences(manifest, entries, split_names, images)
-            if found.image_id is None or (found.split, found.image_id) not in broken
-        )
-    manifest = manifest or Manifest(data.resolve().name, entries)
+
+def conclude(data: Path, inspection: Inspection) -> Manifest:
+    """Write the outcome of an inspection into the data set's manifest, and return it."""
+    report = inspection.report
+    manifest = inspection.manifest or Manifest(data.resolve().name, inspection.entries)
     if not report.problems:
-        manifest = replace(
-            manifest,
-            verified={
-                "at": datetime.now(UTC).isoformat(timespec="seconds"),
-                "images": {name: len(report.annotations[name].image_ids) for name in split_names},
-            },
-        )
+        images = {name: len(report.annotations[name].image_ids) for name in report.split_names}
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        manifest = replace(manifest, verified={"at": at, "images": images})
         write_manifest(data, manifest)
     elif manifest.verified is not None:
-        write_manifest(data, replace(manifest, verified=None))
-    return report, manifest
+        manifest = replace(manifest, verified=None)
+        write_manifest(data, manifest)
+    return manifest
 
 
 def _images(report: CheckReport, split_names: Sequence[str]) -> dict[str, _Image]:
@@ -135,14 +170,19 @@ def _inspect_one(
     return path, entry, Problem(failure[0], path, failure[1], image.split, image.image_id)
 
 
-def _differences(
-    manifest: Manifest,
-    entries: dict[str, FileEntry],
-    split_names: Sequence[str],
-    images: dict[str, _Image],
-) -> list[Problem]:
-    problems = []
-    for path in sorted(manifest.files.keys() | entries.keys()):
+def _broken(report: CheckReport) -> set[tuple[str, int | None]]:
+    """Return the images that something is known to be wrong with: it is not told twice."""
+    return {(problem.split, problem.image_id) for problem in report.problems}
+
+
+def _add_differences(
+    inspection: Inspection, paths: Iterable[str], broken: Collection[tuple[str, int | None]]
+) -> None:
+    """Hold files against the manifest; those known to be broken are not told again."""
+    manifest, entries, report = inspection.manifest, inspection.entries, inspection.report
+    if manifest is None:
+        return
+    for path in sorted(paths):
         if entries.get(path) == manifest.files.get(path):
             continue
         if path not in entries:
@@ -151,9 +191,8 @@ def _differences(
             detail = "not in the manifest"
         else:
             detail = "size or hash is not the manifest's"
-        image = images.get(path)
-        split = next((name for name in split_names if name in path), split_names[0])
-        problems.append(
-            Problem(ProblemKind.CHANGED, path, detail, split, image.image_id if image else None)
-        )
-    return problems
+        image = inspection.images.get(path)
+        split = next((name for name in report.split_names if name in path), report.split_names[0])
+        image_id = image.image_id if image else None
+        if image_id is None or (split, image_id) not in broken:
+            report.problems.append(Problem(ProblemKind.CHANGED, path, detail, split, image_id))

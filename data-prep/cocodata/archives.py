@@ -1,0 +1,85 @@
+"""The archives that a data set is published in."""
+
+import hashlib
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from urllib.parse import urldefrag, urlsplit
+
+from cocodata.errors import DatasetError
+
+_DIGEST = re.compile(r"(md5|sha1|sha256|sha512):([0-9a-f]+)")
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A zip archive to download.
+
+    Attributes:
+        url: where it is.
+        digest: `algorithm:hexadecimal`, or None where it is not known.
+        size: bytes, or None where it is not known.
+    """
+
+    url: str
+    digest: str | None = None
+    size: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        return PurePosixPath(urlsplit(self.url).path).name
+
+
+# The hashes are the ones that MLPerf's, NVIDIA's and Paddle's training scripts check these files
+# with; COCO itself publishes none. Its server has no certificate of its own name, hence http: the
+# hashes are what makes these archives trustworthy.
+COCO_2017 = (
+    Archive(
+        "http://images.cocodataset.org/annotations/annotations_trainval2017.zip",
+        "md5:f4bbac642086de4f52a3fdda2de5fa2c",
+        252_907_541,
+    ),
+    Archive(
+        "http://images.cocodataset.org/zips/val2017.zip",
+        "md5:442b8da7639aecaf257c1dceb8ba8c80",
+        815_585_330,
+    ),
+    Archive(
+        "http://images.cocodataset.org/zips/train2017.zip",
+        "md5:cced6f7f71b7629ddf16f17bbcfab6b2",
+        19_336_861_798,
+    ),
+)
+
+
+def parse_archive(text: str) -> Archive:
+    """Read an archive from `URL` or `URL#algorithm:hexadecimal`.
+
+    Raises:
+        DatasetError: it is neither.
+    """
+    url, digest = urldefrag(text)
+    parts = urlsplit(url)
+    archive = Archive(url, digest or None)
+    if parts.scheme not in ("http", "https") or not parts.netloc or not archive.name:
+        raise DatasetError(f"{text}: not an http or https address of a file")
+    if digest:
+        match = _DIGEST.fullmatch(digest)
+        if match is None or hashlib.new(match[1]).digest_size * 2 != len(match[2]):
+            raise DatasetError(
+                f"{text}: {digest!r} is no checksum. Write URL#md5:... or URL#sha256:... with "
+                "all digits in lower case"
+            )
+    return archive
+
+
+def at_mirror(archive: Archive, mirror: str) -> Archive:
+    """Return the archive at a mirror, which has it under the same path as its own server."""
+    return replace(archive, url=mirror.rstrip("/") + urlsplit(archive.url).path)
+
+
+def file_digest(path: Path, algorithm: str) -> str:
+    """Return `algorithm:hexadecimal` of a file's content."""
+    with path.open("rb") as file:
+        return f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()}"

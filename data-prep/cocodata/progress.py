@@ -1,0 +1,157 @@
+"""Progress that tells the truth: shown on a terminal, and nowhere else."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from cocodata.archives import Archive
+from cocodata.download import Watcher
+
+
+class Rate:
+    """How fast something goes, over the last seconds and not since its beginning.
+
+    What was there at the beginning does not count, and a standstill slows the rate down.
+    """
+
+    def __init__(self, window: float = 20.0, clock: Callable[[], float] = time.monotonic) -> None:
+        """Begin to measure.
+
+        Args:
+            window: seconds that are looked back.
+            clock: tells the time in seconds.
+        """
+        self._window = window
+        self._clock = clock
+        self._begin = clock()
+        self._steps: deque[tuple[float, float]] = deque()
+
+    def add(self, amount: float) -> None:
+        """Count what was done now."""
+        self._steps.append((self._clock(), amount))
+
+    def per_second(self) -> float:
+        """Return the rate."""
+        now = self._clock()
+        while self._steps and self._steps[0][0] < now - self._window:
+            self._steps.popleft()
+        seconds = min(self._window, now - self._begin)
+        return sum(amount for _, amount in self._steps) / seconds if seconds > 0 else 0.0
+
+    def seconds_for(self, amount: float) -> float | None:
+        """Return how long an amount will take at this rate; None at a standstill."""
+        rate = self.per_second()
+        return amount / rate if rate > 0 else None
+
+
+def duration(seconds: float | None) -> str:
+    """Return a duration as h:mm:ss, or dashes."""
+    if seconds is None:
+        return "-:--:--"
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
+
+
+class _SpeedColumn(ProgressColumn):
+    """Speed and time left of a task that keeps its `Rate` in a field."""
+
+    def render(self, task: Task) -> Text:
+        rate: Rate = task.fields["rate"]
+        if task.finished or task.total is None:
+            return Text("")
+        left = duration(rate.seconds_for(task.total - task.completed))
+        return Text(f"{rate.per_second() / 1e6:6.1f} MB/s  {left} left")
+
+
+class DownloadDisplay(Watcher):
+    """A bar for every archive and one for all of them."""
+
+    def __init__(self, progress: Progress) -> None:
+        """Show on a progress display made by `download_display`."""
+        self._progress = progress
+        self._lock = threading.Lock()
+        self._tasks: dict[str, tuple[TaskID, Rate]] = {}
+        self._all = progress.add_task("all", total=0, rate=Rate(), visible=False)
+        self._rate: Rate = progress.tasks[0].fields["rate"]
+
+    def begin(self, archive: Archive, size: int | None, there: int) -> None:
+        """Add a bar; what is there already does not make it look fast."""
+        rate = Rate()
+        with self._lock:
+            task = self._progress.add_task(archive.name, total=size, completed=there, rate=rate)
+            self._tasks[archive.name] = task, rate
+            total = self._progress.tasks[0]
+            self._progress.update(
+                self._all,
+                total=(total.total or 0) + (size or 0),
+                completed=total.completed + there,
+                visible=len(self._tasks) > 1,
+            )
+
+    def advance(self, archive: Archive, amount: int) -> None:
+        """Move the bars."""
+        with self._lock:
+            task, rate = self._tasks[archive.name]
+            for each, its_rate in ((task, rate), (self._all, self._rate)):
+                its_rate.add(amount)
+                self._progress.advance(each, amount)
+
+    def check(self, archive: Archive) -> None:
+        """Say that the checksum is computed."""
+        if archive.name in self._tasks:
+            task = self._tasks[archive.name][0]
+            self._progress.update(task, description=f"{archive.name} (checksum)")
+
+    def end(self, archive: Archive) -> None:
+        """Take the checksum's note away."""
+        self._progress.update(self._tasks[archive.name][0], description=archive.name)
+
+
+@contextmanager
+def download_display() -> Iterator[tuple[DownloadDisplay, Callable[[str], None]]]:
+    """Show a download; yields what watches it, and what prints a note beside the bars."""
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        _SpeedColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    ) as progress:
+        yield DownloadDisplay(progress), lambda note: console.print(note, markup=False)
+
+
+@contextmanager
+def progress_bar(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """Show a bar with the time left on a terminal, and nothing elsewhere."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda done: progress.advance(task, done)
