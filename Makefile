@@ -74,19 +74,23 @@ train-local: setup ## Train here without a cluster (DATA= CONFIG= OUT= HPARAMS="
 	@$(PY) experiments/train.py --config "$(CONFIG)" --data "$(data_folder)" \
 	    $(if $(OUT),--out "$(OUT)") $(foreach setting,$(HPARAMS),--set '$(setting)') $(ARGS)
 
+# A folder or file here; or, with EXPERIMENT= (its id, or a checkpoint's UUID), one of a cluster's.
+find_checkpoint = checkpoint=$(if $(EXPERIMENT),"$$($(PY) -m cluster fetch "$(EXPERIMENT)" \
+    --cluster "$(CLUSTER)")","$(CHECKPOINT)")
+
 .PHONY: evaluate
-evaluate: setup ## Print COCO's metrics of a checkpoint (CHECKPOINT= DATA= OUT= MODEL=)
-	$(call need,CHECKPOINT,CHECKPOINT=runs/... DATA=...)
+evaluate: setup ## Print COCO's metrics of a checkpoint (CHECKPOINT= or EXPERIMENT=, DATA= OUT= MODEL=)
+	$(if $(EXPERIMENT),,$(call need,CHECKPOINT,CHECKPOINT=runs/... DATA=...))
 	@$(mini_if_no_data)
-	@$(PY) experiments/evaluate.py --checkpoint "$(CHECKPOINT)" --data "$(data_folder)" \
-	    $(if $(OUT),--out "$(OUT)") $(if $(MODEL),--model "$(MODEL)") $(ARGS)
+	@$(find_checkpoint); $(PY) experiments/evaluate.py --checkpoint "$$checkpoint" \
+	    --data "$(data_folder)" $(if $(OUT),--out "$(OUT)") $(if $(MODEL),--model "$(MODEL)") $(ARGS)
 
 .PHONY: predict
-predict: setup ## Draw what a checkpoint detects in pictures (CHECKPOINT= IMAGES= OUT= MODEL=)
-	$(call need,CHECKPOINT,CHECKPOINT=runs/... IMAGES=folder)
+predict: setup ## Draw what a checkpoint detects (CHECKPOINT= or EXPERIMENT=, IMAGES= OUT= MODEL=)
+	$(if $(EXPERIMENT),,$(call need,CHECKPOINT,CHECKPOINT=runs/... IMAGES=folder))
 	$(call need,IMAGES,CHECKPOINT=runs/... IMAGES=folder)
-	@$(PY) experiments/predict.py --checkpoint "$(CHECKPOINT)" --images "$(IMAGES)" \
-	    $(if $(OUT),--out "$(OUT)") $(if $(MODEL),--model "$(MODEL)") $(ARGS)
+	@$(find_checkpoint); $(PY) experiments/predict.py --checkpoint "$$checkpoint" \
+	    --images "$(IMAGES)" $(if $(OUT),--out "$(OUT)") $(if $(MODEL),--model "$(MODEL)") $(ARGS)
 
 .PHONY: image
 image: setup ## Build the task image, which trials run in (BASE_IMAGE=)
@@ -151,7 +155,7 @@ bench: setup ## Measure side by side with peers; results in bench/results (OUT= 
 .PHONY: lock
 lock: setup ## Write requirements.lock anew from pyproject.toml
 	.uv/bin/uv pip compile --quiet --generate-hashes --no-emit-index-url --python-version 3.11 \
-	    --group dev pyproject.toml -o requirements.lock
+	    --group control --group dev pyproject.toml -o requirements.lock
 
 .PHONY: clean
 clean: ## Remove caches and built wheels; data, runs and .venv stay

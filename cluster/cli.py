@@ -1,15 +1,16 @@
 """The command line behind the make targets that talk to a cluster."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from cluster import local
-from cluster.connection import load_connection
+from cluster.checkpoints import fetch
+from cluster.connection import ROOT, Connection, load_connection
 from cluster.errors import ClusterError
 from cluster.follow import follow
+from cluster.local import LocalCluster
 from cluster.overlays import config_arguments, overlay_arguments
 from cluster.submit import submit
 from experiments.progress import print_error
@@ -34,16 +35,15 @@ def up_command(
     agents: Annotated[int, typer.Option(min=1, help="Agents on this machine.")] = 1,
     slots: Annotated[int, typer.Option(min=1, help="Slots an agent, without GPUs.")] = 4,
     port: Annotated[int, typer.Option(help="The master's port on 127.0.0.1.")] = 8080,
-    project: Annotated[str, typer.Option(help="Name of the compose project.")] = "efficientdet",
 ) -> None:
     """Start the cluster on this machine."""
-    local.up(console, data=data, agents=agents, slots=slots, port=port, project=project)
+    LocalCluster().up(console, data=data, agents=agents, slots=slots, port=port)
 
 
 @app.command("down")
 def down_command() -> None:
     """Stop the cluster on this machine; its data stays."""
-    local.down(console)
+    LocalCluster().down(console)
 
 
 @app.command("destroy")
@@ -51,7 +51,12 @@ def destroy_command(
     *, sure: Annotated[bool, typer.Option("--sure", help="Really remove its data.")] = False
 ) -> None:
     """Remove the cluster on this machine with all its data."""
-    local.destroy(console, sure=sure)
+    if not sure:
+        raise ClusterError(
+            "this removes the local cluster's database and checkpoints for good; if that is "
+            "wanted: make local-destroy SURE=yes"
+        )
+    LocalCluster().destroy(console)
 
 
 @app.command("train")
@@ -69,14 +74,7 @@ def train_command(
 ) -> None:
     """Submit an experiment and follow it to its end; fail unless it COMPLETED."""
     connection = load_connection(cluster)
-    arguments: list[str] = []
-    if connection.data != DATA_IN_TRIALS:
-        mount = {
-            "host_path": connection.data,
-            "container_path": DATA_IN_TRIALS,
-            "read_only": True,
-        }
-        arguments += config_arguments({"bind_mounts": [mount]})
+    arguments = config_arguments(_data_settings(connection))
     for overlay in overlays or []:
         arguments += overlay_arguments(overlay)
     for change in changes or []:
@@ -88,10 +86,28 @@ def train_command(
     _follow(cluster, experiment)
 
 
+@app.command("fetch")
+def fetch_command(what: str, *, cluster: ClusterOption = "main") -> None:
+    """Bring a checkpoint here and print its folder: an experiment's best one, or one by its UUID."""
+    print(fetch(load_connection(cluster), what, ROOT / "runs" / "checkpoints"))
+
+
 @app.command("follow")
 def follow_command(experiment: int, *, cluster: ClusterOption = "main") -> None:
     """Follow an experiment to its end; fail unless it COMPLETED."""
     _follow(cluster, experiment)
+
+
+def _data_settings(connection: Connection) -> dict[str, Any]:
+    """Where the cluster's hosts have the data set, and the version that a trial must find there."""
+    settings: dict[str, Any] = {}
+    if connection.data != DATA_IN_TRIALS:
+        mount = {"host_path": connection.data, "container_path": DATA_IN_TRIALS, "read_only": True}
+        settings["bind_mounts"] = [mount]
+    version = connection.data_version
+    if version is not None:
+        settings["data"] = {"version": version}
+    return settings
 
 
 def _follow(cluster: str, experiment: int) -> None:

@@ -9,6 +9,7 @@ playbook (NAME is main), readable by its owner only:
     certificate: /path/to/ca.pem        # where TLS is used with a private authority
     template: name of the Determined template that holds what belongs to the cluster
     data: /data/coco                    # the data set's folder on the cluster's hosts
+    data_version: 44c949...             # its manifest's version, where it is known
 """
 
 import contextlib
@@ -41,6 +42,7 @@ class Connection:
     template: str
     data: str
     certificate: str | None = None
+    data_version: str | None = None
 
     def environment(self) -> dict[str, str]:
         """The variables that make Determined's own command line talk to this cluster."""

@@ -1,9 +1,10 @@
 """Docker's engine and its compose plugin on this machine, asked through their command lines."""
 
 import json
+import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cluster.errors import ClusterError
@@ -76,13 +77,15 @@ def running_containers(label: str) -> list[dict[str, Any]]:
     return [json.loads(row) for row in rows.splitlines()]
 
 
-def compose(arguments: Sequence[str], *, folder: str) -> None:
+def compose(arguments: Sequence[str], *, folder: str, variables: Mapping[str, str]) -> None:
     """Run a compose command with its own progress on the terminal.
 
     Raises:
         ClusterError: It failed; what it said is on the terminal.
     """
-    run = subprocess.run(["docker", "compose", *arguments], cwd=folder, check=False)
+    run = subprocess.run(
+        ["docker", "compose", *arguments], cwd=folder, env={**os.environ, **variables}, check=False
+    )
     if run.returncode:
         raise ClusterError(
             f"docker compose {arguments[0]} failed; the lines above say why. More: "

@@ -7,6 +7,7 @@ import socket
 import string
 import subprocess
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -15,8 +16,9 @@ from cluster import engine
 from cluster.connection import ROOT, Connection, connection_file, save_connection, write_secret
 from cluster.errors import ClusterError
 from cluster.template import local_template, set_template
+from cocodata import DatasetError
+from cocodata.manifest import read_manifest
 
-ENV_FILE = ROOT / ".env"
 _SECRETS = ("DATABASE_PASSWORD", "ADMIN_PASSWORD")
 _HEADER = (
     "# Written by make local-up: versions.env, this machine's settings, and passwords, which are\n"
@@ -50,73 +52,139 @@ def make_password(length: int = 24) -> str:
             return password
 
 
-def write_env(
-    file: Path, *, project: str, port: int, slots: int, state: Path, gpus: bool
-) -> dict[str, str]:
-    """Write the variables of the compose file; passwords that are there already are kept."""
-    before = read_env(file)
-    variables = read_env(ROOT / "versions.env")
-    variables |= {
-        "COMPOSE_PROJECT_NAME": project,
-        "COMPOSE_FILE": "docker-compose.yaml" + (":docker/local/gpu.yaml" if gpus else ""),
-        "TASK_IMAGE": task_image(),
-        "MASTER_PORT": str(port),
-        "SLOTS": str(slots),
-        "STATE_DIR": str(state),
-    }
-    variables |= {name: before.get(name) or make_password() for name in _SECRETS}
-    write_secret(file, _HEADER + "".join(f"{key}={value}\n" for key, value in variables.items()))
-    return variables
+@dataclass(frozen=True)
+class LocalCluster:
+    """One cluster of containers on this machine.
 
-
-def up(
-    console: Console,
-    *,
-    data: Path,
-    agents: int = 1,
-    slots: int = 4,
-    port: int = 8080,
-    project: str = "efficientdet",
-) -> Connection:
-    """Start the cluster, or bring a running one to these settings; return how to reach it.
-
-    Raises:
-        ClusterError: The engine, an image or the port is missing, or a part does not start.
+    Attributes:
+        name: What CLUSTER= calls it.
+        project: Compose's name for its containers, networks and volumes.
+        env_file: The compose file's variables, passwords among them.
+        state: Folder of the checkpoints.
     """
-    started = time.monotonic()
-    engine.require_engine()
-    _require_own_database(project)
-    image = task_image()
-    if not engine.has_image(image):
-        raise ClusterError(f"the task image {image} is not built: make image")
-    _require_port(port, project)
-    state = ROOT / "data" / "local-cluster"
-    (state / "checkpoints").mkdir(parents=True, exist_ok=True)
-    variables = write_env(
-        ENV_FILE, project=project, port=port, slots=slots, state=state, gpus=engine.has_gpus()
-    )
-    engine.compose(
-        ["up", "--detach", "--wait", "--wait-timeout", "180", "--scale", f"agent={agents}"],
-        folder=str(ROOT),
-    )
-    connection = Connection(
-        name="local",
-        master=f"http://127.0.0.1:{port}",
-        user="admin",
-        password=variables["ADMIN_PASSWORD"],
-        template="local",
-        data=str(data.resolve()),
-    )
-    slots_there = wait_for_agents(connection, agents)
-    set_template(connection, local_template(image, state / "checkpoints"))
-    save_connection(connection)
-    console.print(
-        f"The cluster is usable after {time.monotonic() - started:.0f} s: {connection.master}, "
-        f"{agents} agent(s), {slots_there} slots; user admin, its password is in "
-        f"{connection_file('local').relative_to(ROOT)}",
-        highlight=False,
-    )
-    return connection
+
+    name: str = "local"
+    project: str = "efficientdet"
+    env_file: Path = ROOT / ".env"
+    state: Path = ROOT / "data" / "local-cluster"
+
+    def up(
+        self, console: Console, *, data: Path, agents: int = 1, slots: int = 4, port: int = 8080
+    ) -> Connection:
+        """Start it, or bring a running one to these settings; return how to reach it.
+
+        Raises:
+            ClusterError: The engine, an image or the port is missing, or a part does not start.
+        """
+        started = time.monotonic()
+        engine.require_engine()
+        self._require_own_database()
+        image = task_image()
+        if not engine.has_image(image):
+            raise ClusterError(f"the task image {image} is not built: make image")
+        self._require_port(port)
+        (self.state / "checkpoints").mkdir(parents=True, exist_ok=True)
+        variables = self._write_env(image, port=port, slots=slots)
+        self.compose(
+            *("up", "--detach", "--wait", "--wait-timeout", "180", "--scale", f"agent={agents}")
+        )
+        connection = Connection(
+            name=self.name,
+            master=f"http://127.0.0.1:{port}",
+            user="admin",
+            password=variables["ADMIN_PASSWORD"],
+            template=self.name,
+            data=str(data.resolve()),
+            data_version=_data_version(data),
+        )
+        slots_there = wait_for_agents(connection, agents)
+        set_template(connection, local_template(image, self.state / "checkpoints"))
+        file = save_connection(connection)
+        console.print(
+            f"The cluster is usable after {time.monotonic() - started:.0f} s: {connection.master}, "
+            f"{agents} agent(s), {slots_there} slots; user admin, password in "
+            f"{file.relative_to(ROOT)}",
+            highlight=False,
+        )
+        return connection
+
+    def down(self, console: Console) -> None:
+        """Stop it; experiments, checkpoints and passwords stay.
+
+        Raises:
+            ClusterError: It was never started, or a part does not stop.
+        """
+        engine.require_engine()
+        if not self.env_file.is_file():
+            raise ClusterError(f"no cluster was started here: there is no {self.env_file.name}")
+        self.compose("down", "--remove-orphans")
+        console.print("Stopped. make local-up starts it again; make local-destroy removes its data")
+
+    def destroy(self, console: Console) -> None:
+        """Remove it with its database, checkpoints and passwords."""
+        engine.require_engine()
+        if self.env_file.is_file():
+            self.compose("down", "--volumes", "--remove-orphans")
+        if self.state.is_dir():
+            _remove_tree(self.state)
+        self.env_file.unlink(missing_ok=True)
+        connection_file(self.name).unlink(missing_ok=True)
+        console.print("Removed: the containers, the database, the checkpoints and the passwords")
+
+    def compose(self, *arguments: str) -> None:
+        """Run a compose command on this cluster."""
+        engine.compose(arguments, folder=str(ROOT), variables=read_env(self.env_file))
+
+    def _write_env(self, image: str, *, port: int, slots: int) -> dict[str, str]:
+        """Write the compose file's variables; passwords that are there already are kept."""
+        before = read_env(self.env_file)
+        gpus = engine.has_gpus()
+        variables = read_env(ROOT / "versions.env")
+        variables |= {
+            "COMPOSE_PROJECT_NAME": self.project,
+            "COMPOSE_FILE": "docker-compose.yaml" + (":docker/local/gpu.yaml" if gpus else ""),
+            "TASK_IMAGE": image,
+            "MASTER_PORT": str(port),
+            "SLOTS": str(slots),
+            "STATE_DIR": str(self.state),
+        }
+        variables |= {name: before.get(name) or make_password() for name in _SECRETS}
+        lines = "".join(f"{key}={value}\n" for key, value in variables.items())
+        write_secret(self.env_file, _HEADER + lines)
+        return variables
+
+    def _require_port(self, port: int) -> None:
+        """See that the master's port is free, or is this cluster's own."""
+        if engine.running_containers(f"com.docker.compose.project={self.project}"):
+            return
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError as error:
+                raise ClusterError(
+                    f"port {port} on this machine is taken; choose another: make local-up PORT=8090"
+                ) from error
+
+    def _require_own_database(self) -> None:
+        """See that the passwords of a database that exists are still here."""
+        volume = engine.docker(
+            "volume", "ls", "--quiet", "--filter", f"name=^{self.project}_database$"
+        )
+        if volume and not self.env_file.is_file():
+            raise ClusterError(
+                f"the database of an earlier cluster is there (volume {volume}), but not its "
+                f"password, which was in {self.env_file.name}. Put that back, or remove the "
+                f"database: docker volume rm {volume}"
+            )
+
+
+def _data_version(data: Path) -> str | None:
+    try:
+        manifest = read_manifest(data)
+    except DatasetError as error:
+        raise ClusterError(str(error)) from error
+    return manifest.version if manifest else None
 
 
 def wait_for_agents(connection: Connection, agents: int, *, seconds: float = 60.0) -> int:
@@ -141,37 +209,6 @@ def wait_for_agents(connection: Connection, agents: int, *, seconds: float = 60.
         time.sleep(0.5)
 
 
-def down(console: Console) -> None:
-    """Stop the cluster; experiments, checkpoints and passwords stay."""
-    engine.require_engine()
-    if not ENV_FILE.is_file():
-        raise ClusterError("no cluster was started here: there is no .env")
-    engine.compose(["down", "--remove-orphans"], folder=str(ROOT))
-    console.print("Stopped. make local-up starts it again; make local-destroy removes its data")
-
-
-def destroy(console: Console, *, sure: bool) -> None:
-    """Remove the cluster with its database, checkpoints and passwords.
-
-    Raises:
-        ClusterError: It was not said that this is wanted.
-    """
-    if not sure:
-        raise ClusterError(
-            "this removes the local cluster's database and checkpoints for good; if that is "
-            "wanted: make local-destroy SURE=yes"
-        )
-    engine.require_engine()
-    if ENV_FILE.is_file():
-        engine.compose(["down", "--volumes", "--remove-orphans"], folder=str(ROOT))
-    state = ROOT / "data" / "local-cluster"
-    if state.is_dir():
-        _remove_tree(state)
-    ENV_FILE.unlink(missing_ok=True)
-    connection_file("local").unlink(missing_ok=True)
-    console.print("Removed: the containers, the database, the checkpoints and the passwords")
-
-
 def _remove_tree(folder: Path) -> None:
     """Remove what trials wrote, which may belong to root."""
     if os.access(folder, os.W_OK) and os.getuid() == 0:
@@ -182,28 +219,3 @@ def _remove_tree(folder: Path) -> None:
         *("find", "/state", "-mindepth", "1", "-delete"),
     )
     folder.rmdir()
-
-
-def _require_port(port: int, project: str) -> None:
-    """See that the master's port is free, or is this cluster's own."""
-    if engine.running_containers(f"com.docker.compose.project={project}"):
-        return
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError as error:
-            raise ClusterError(
-                f"port {port} on this machine is taken; choose another: make local-up PORT=8090"
-            ) from error
-
-
-def _require_own_database(project: str) -> None:
-    """See that the passwords of a database that exists are still here."""
-    volume = engine.docker("volume", "ls", "--quiet", "--filter", f"name=^{project}_database$")
-    if volume and not ENV_FILE.is_file():
-        raise ClusterError(
-            f"the database of an earlier cluster is there (volume {volume}), but not its password, "
-            "which was in .env. Put .env back, or remove the database: "
-            f"docker volume rm {volume}"
-        )

@@ -14,7 +14,7 @@ import yaml
 from experiments.hparams import HParamError, HParams, parse_hparams
 
 _UNITS = ("batches", "epochs", "records")
-_DATA_KEYS = ("path", "train", "val")
+_DATA_KEYS = ("path", "train", "val", "version")
 
 
 class ConfigError(ValueError):
@@ -44,6 +44,8 @@ class ExperimentConfig:
     data: Path
     train_split: str | None
     val_split: str | None
+    # The version that the data set's manifest must have on every machine; None: any.
+    data_version: str | None
     metric: str
     smaller_is_better: bool
     validation_period: Period
@@ -143,6 +145,7 @@ def parse_config(
         data=Path(data["path"]),
         train_split=data.get("train"),
         val_split=data.get("val"),
+        data_version=data.get("version"),
         metric=searcher.get("metric", "AP"),
         smaller_is_better=bool(searcher.get("smaller_is_better", False)),
         validation_period=_period(raw, "min_validation_period"),

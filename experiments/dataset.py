@@ -1,9 +1,12 @@
 """The data set of an experiment: checked once a machine, then the same on every rank."""
 
+import socket
+
 import numpy as np
 from determined import core
 
 from cocodata import DatasetError, Split, load_split, require_sound, splits
+from cocodata.manifest import read_manifest
 from experiments.config import ExperimentConfig
 
 
@@ -21,8 +24,10 @@ def load_splits(
     names = (config.train_split or found[0], config.val_split or found[1])
     loaded: list[Split] | None = None
     failure: str | None = None
+    version: str | None = None
     if distributed.get_local_rank() == 0:
         try:
+            version = _required_version(config)
             sound = require_sound(config.data, names, strict=config.hparams.strict)
             loaded = list(sound.splits)
             for name, count in sound.left_out.items():
@@ -34,6 +39,12 @@ def load_splits(
     failures = [each for each in distributed.allgather(failure) if each is not None]
     if failures:
         raise DatasetError(failures[0])
+    versions = {each for each in distributed.allgather(version) if each is not None}
+    if len(versions) > 1:
+        raise DatasetError(
+            f"the machines hold {len(versions)} versions of {config.data}: {sorted(versions)}; "
+            "bring them to the same one (make coco-sync)"
+        )
     kept = distributed.broadcast_local(
         [split.image_ids for split in loaded] if loaded is not None else None
     )
@@ -46,10 +57,29 @@ def load_splits(
             for split, ids in zip(found_splits, kept, strict=True)
         ]
     _require_agreement(loaded, distributed)
+    if distributed.get_rank() == 0 and version is not None:
+        print(f"data set {config.data}: version {version}", flush=True)
     train, val = loaded
     if config.hparams.val_skip > 1:
         val = val.select(np.arange(len(val)) % config.hparams.val_skip == 0)
     return train, val
+
+
+def _required_version(config: ExperimentConfig) -> str | None:
+    """The version in this machine's manifest; None without a manifest.
+
+    Raises:
+        DatasetError: the experiment names another version.
+    """
+    manifest = read_manifest(config.data)
+    version = manifest.version if manifest is not None else None
+    if config.data_version is not None and version != config.data_version:
+        raise DatasetError(
+            f"{config.data} on host {socket.gethostname()} has version {version or 'none'}, and "
+            f"the experiment is for {config.data_version}: sync the data set to this host "
+            "(make coco-sync), or submit the experiment anew for what is there"
+        )
+    return version
 
 
 def _require_agreement(loaded: list[Split], distributed: core.DistributedContext) -> None:

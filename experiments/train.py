@@ -32,8 +32,8 @@ from experiments.checkpoint import (  # noqa: E402
     CheckpointError,
     SavedCheckpoint,
     allow_checkpoint_globals,
-    verify_digests,
 )
+from experiments.cluster_run import go_on_from, resume_point  # noqa: E402
 from experiments.communication import communicator, start_distributed  # noqa: E402
 from experiments.config import (  # noqa: E402
     ConfigError,
@@ -126,19 +126,28 @@ def _fit(
 
 def train_on_cluster(info: det.ClusterInfo) -> None:
     """One trial of an experiment, as the master ordered it."""
-    config = parse_config(info.trial._config, info.trial.hparams)
-    _prepare_torch(config.hparams.seed)
-    with pytorch.init(hparams=as_dict(config.hparams), exp_conf=dict(config.raw)) as context:
-        checkpoint = info.latest_checkpoint
-        if checkpoint is not None:
-            with context._core.checkpoint.restore_path(checkpoint) as folder:
-                verify_digests(folder)
+    refused: Exception | None = None
+    config: ExperimentConfig | None = None
+    try:
+        config = parse_config(info.trial._config, info.trial.hparams)
+    except (ConfigError, HParamError) as error:
+        refused = error
+    hparams = as_dict(config.hparams) if config else info.trial.hparams
+    _prepare_torch(config.hparams.seed if config else 0)
+    with pytorch.init(hparams=hparams, exp_conf=info.trial._config) as context:
+        if config is None:
+            # Trying again would end in the same way: the master is told not to.
+            if context.distributed.get_rank() == 0:
+                print_error(str(refused))
+            raise det.InvalidHP(str(refused))
+        point = resume_point(context, info)
+        go_on_from(context, info, point)
         torch.manual_seed(config.hparams.seed)
-        run = _make_run(context, config, None, context.get_initial_batch())
+        run = _make_run(context, config, None, point.batches)
         trial = EfficientDetTrial(context, run)
         if run.communicator.rank == 0:
             print("hyperparameters:", changed_from_default(config.hparams), flush=True)
-        _fit(trial, context, checkpoint)
+        _fit(trial, context, point.checkpoint)
 
 
 def _place_in(
