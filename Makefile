@@ -63,6 +63,10 @@ coco-download: setup ## Download, check and unpack COCO 2017 (DATA= MIRROR= PROX
 coco-verify: setup ## Decode every image, compare all hashes; REPAIR=1 mends (DATA= ARCHIVES= PROXY=)
 	@$(PY) -m cocodata verify "$(dataset_folder)" $(if $(REPAIR),--repair $(archive_options)) $(ARGS)
 
+.PHONY: coco-pack
+coco-pack: setup ## Seal a verified data set into one read-only image for coco-sync (DATASET= DATA=)
+	@$(PY) -m cocodata pack "$(dataset_folder)" data/packed --name "$(DATASET)"
+
 .PHONY: coco-manifest
 coco-manifest: setup ## Write a data set's manifest: sizes, hashes and its version (DATA=)
 	$(call need,DATA,DATA=/data/coco)
@@ -141,7 +145,8 @@ lint: setup ## Look for faults of style and type in all files
 	.venv/bin/ruff check .
 	.venv/bin/mypy bench cluster data-prep docker model experiments tools
 	.venv/bin/yamllint --strict $$(git ls-files '*.yaml' '*.yml' .yamllint)
-	.venv/bin/shellcheck $$(git ls-files '*.sh' .ci/run)
+	.venv/bin/shellcheck --external-sources $$(git ls-files '*.sh' .ci/run)
+	.venv/bin/hadolint docker/Dockerfile
 
 .PHONY: format
 format: setup ## Format the Python files and mend what can be mended

@@ -16,8 +16,9 @@ from cocodata.extract import extract, wanted_members
 from cocodata.fetching import Fetcher
 from cocodata.manifest import build_manifest, dataset_files, write_manifest
 from cocodata.mini import generate_mini_coco
+from cocodata.pack import pack_dataset
 from cocodata.problems import CheckReport, count
-from cocodata.progress import download_display, progress_bar
+from cocodata.progress import byte_bars, download_display, progress_bar
 from cocodata.repair import ARCHIVES, repair_dataset, sources, write_sources
 from cocodata.split import splits
 from cocodata.verify import conclude, verify_dataset
@@ -144,6 +145,24 @@ def verify(
                 print(f"{path}: restored from {source}")
     _conclude(report)
     print(f"{data}: verified, {count(len(built.files), 'file')}, version {built.version}")
+
+
+@app.command()
+def pack(
+    data: Data,
+    out: Annotated[Path, typer.Argument(help="Folder for the image.", show_default=False)],
+    *,
+    name: Annotated[
+        str | None, typer.Option(help="Name on the hosts; the manifest's if not given.")
+    ] = None,
+) -> None:
+    """Seal a verified data set into one read-only image for `make coco-sync`."""
+    with byte_bars() as advance:
+        seal, made = pack_dataset(data, out, name=name, advance=advance)
+    print(
+        f"{out / seal.image}: {'packed' if made else 'packed already'}, {seal.size / 1e9:.2f} GB, "
+        f"version {seal.version}"
+    )
 
 
 @app.command()

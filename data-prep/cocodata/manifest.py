@@ -88,18 +88,28 @@ def read_manifest(data: Path) -> Manifest | None:
     return manifest
 
 
-def write_manifest(data: Path, manifest: Manifest) -> None:
-    """Write manifest.json into a data set folder, beside the old one first."""
+def manifest_bytes(manifest: Manifest) -> bytes:
+    """Return the content of a manifest.json."""
     tree = {
         "name": manifest.name,
         "version": manifest.version,
         "verified": manifest.verified,
         "files": {path: asdict(entry) for path, entry in sorted(manifest.files.items())},
     }
-    beside = data / f".{MANIFEST_NAME}.{os.getpid()}"
+    return orjson.dumps(tree, option=orjson.OPT_INDENT_2) + b"\n"
+
+
+def write_manifest(data: Path, manifest: Manifest) -> None:
+    """Write manifest.json into a data set folder, beside the old one first."""
+    replace_file(data / MANIFEST_NAME, manifest_bytes(manifest))
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file beside its place and then rename it."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        beside.write_bytes(orjson.dumps(tree, option=orjson.OPT_INDENT_2) + b"\n")
-        beside.replace(data / MANIFEST_NAME)
+        beside.write_bytes(content)
+        beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
 

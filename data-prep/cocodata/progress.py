@@ -140,6 +140,31 @@ def download_display() -> Iterator[tuple[DownloadDisplay, Callable[[str], None]]
 
 
 @contextmanager
+def byte_bars() -> Iterator[Callable[[str, int, int], None]]:
+    """Show a bar of bytes for each thing that is done; yields what moves them by name."""
+    console = Console(stderr=True)
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        _SpeedColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as progress:
+        tasks: dict[str, tuple[TaskID, Rate]] = {}
+
+        def advance(what: str, amount: int, total: int) -> None:
+            if what not in tasks:
+                rate = Rate()
+                tasks[what] = progress.add_task(what, total=total, rate=rate), rate
+            tasks[what][1].add(amount)
+            progress.advance(tasks[what][0], amount)
+
+        yield advance
+
+
+@contextmanager
 def progress_bar(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
     """Show a bar with the time left on a terminal, and nothing elsewhere."""
     columns = (

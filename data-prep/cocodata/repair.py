@@ -11,7 +11,7 @@ from cocodata.archives import Archive
 from cocodata.errors import DatasetError
 from cocodata.extract import extract_files
 from cocodata.fetching import Fetcher
-from cocodata.manifest import hash_file
+from cocodata.manifest import hash_file, replace_file
 from cocodata.problems import CheckReport, ProblemKind
 from cocodata.verify import Inspection, inspect_dataset, inspect_files
 
@@ -36,9 +36,7 @@ _OF_A_FILE = frozenset(
 def write_sources(folder: Path, archives: Sequence[Archive]) -> None:
     """Remember beside downloaded archives where they came from."""
     tree = [{"url": each.url, "digest": each.digest, "size": each.size} for each in archives]
-    beside = folder / f".{_SOURCES}"
-    beside.write_bytes(orjson.dumps(tree, option=orjson.OPT_INDENT_2) + b"\n")
-    beside.replace(folder / _SOURCES)
+    replace_file(folder / _SOURCES, orjson.dumps(tree, option=orjson.OPT_INDENT_2) + b"\n")
 
 
 def sources(folder: Path) -> list[Archive | Path]:

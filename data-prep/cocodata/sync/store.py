@@ -1,0 +1,205 @@
+"""The versions of a data set on a host: images, mounts, and the link that trials use.
+
+Sent to hosts: nothing but the standard library of Python 3.10.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+SILENCE = 60.0
+"""Seconds without a word from the control machine after which it is taken to be gone."""
+
+_SPARE = 256 << 20  # Bytes that stay free on the disk.
+_UNITS = Path("/etc/systemd/system")
+
+
+class HostError(Exception):
+    """Something is wrong on this host; the message says what, and what to do."""
+
+
+def _run(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise HostError(f"{' '.join(command)}: {(done.stderr or done.stdout).strip()}")
+    return done.stdout.strip()
+
+
+def _mounts() -> Iterator[tuple[str, str, str, str]]:
+    """Yield (namespace, device, mount point, propagation) of every mount in every namespace."""
+    seen = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            namespace = str((process / "ns" / "mnt").readlink())
+            if namespace in seen:
+                continue
+            lines = (process / "mountinfo").read_text().splitlines()
+        except OSError:  # It has ended.
+            continue
+        seen.add(namespace)
+        for line in lines:
+            fields = line.split()
+            point = fields[4].encode().decode("unicode_escape")
+            yield namespace, fields[2], point, " ".join(fields[6 : fields.index("-")])
+
+
+class Store:
+    """The versions of one data set on this host.
+
+    `folder` holds NAME-VERSION.squashfs, the folder NAME-VERSION that it is mounted on, and what is
+    on its way in incoming/. `link` is the path that trials use: it points to one of the mounts.
+    """
+
+    def __init__(self, root: str, name: str, link: str) -> None:
+        """Use a folder and a link; nothing is made yet."""
+        self.folder = Path(root) / name
+        self.name = name
+        self.link = Path(link)
+        self.incoming = self.folder / "incoming"
+
+    def image(self, version: str) -> Path:
+        """Return where the image of a version is."""
+        return self.folder / f"{self.name}-{version[:16]}.squashfs"
+
+    def mount_point(self, version: str) -> Path:
+        """Return where a version is mounted."""
+        return self.folder / f"{self.name}-{version[:16]}"
+
+    def lock(self) -> None:
+        """Let no second synchronisation in, waiting for one that was cut off to end."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        file = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+        deadline = time.monotonic() + SILENCE + 10
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise HostError(
+                        f"{self.folder}: another coco-sync is at work here. Wait for it to end"
+                    ) from None
+                time.sleep(0.5)
+
+    def status(self, version: str, size: int) -> dict[str, Any]:
+        """Say what of a version is here, and whether there is room for the rest of it."""
+        image, part = self.image(version), self.incoming / self.image(version).name
+        complete = image.is_file() and image.stat().st_size == size
+        there = size if complete else part.stat().st_blocks * 512 if part.is_file() else 0
+        current = None
+        if self.link.is_symlink():
+            with suppress(OSError, ValueError, KeyError):  # It points to nothing any more.
+                current = json.loads((self.link / "manifest.json").read_text())["version"]
+        elif self.link.exists():
+            raise HostError(
+                f"{self.link}: is not a link made by coco-sync. Move it away, for example to "
+                f"{self.link}.old"
+            )
+        free = shutil.disk_usage(self.folder).free
+        needed = max(0, size - there)
+        if needed and free < needed + _SPARE:
+            raise HostError(
+                f"{self.folder}: {(needed + _SPARE) / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB "
+                "are free. Make room, or put coco_store on another disk"
+            )
+        mounted = os.path.ismount(self.mount_point(version))
+        return {"complete": complete, "mounted": mounted, "current": current}
+
+    def activate(self, version: str) -> bool:
+        """Mount a version beside the others, and let the link point to it in one step."""
+        point = self.mount_point(version)
+        changed = False
+        if not os.path.ismount(point):
+            point.mkdir(exist_ok=True)
+            self._mount(self.image(version), point)
+            changed = True
+        found = json.loads((point / "manifest.json").read_text())["version"]
+        if found != version:
+            raise HostError(f"{point}: holds version {found}, not {version}")
+        if not self.link.is_symlink() or self.link.readlink() != point:
+            self.link.parent.mkdir(parents=True, exist_ok=True)
+            beside = self.link.with_name(f".{self.link.name}.new")
+            beside.unlink(missing_ok=True)
+            beside.symlink_to(point)
+            beside.replace(self.link)
+            changed = True
+        return changed
+
+    def clean(self, version: str) -> dict[str, Any]:
+        """Remove all other versions that nothing uses, and what came of them."""
+        removed, kept = [], {}
+        keep = self.image(version).name
+        for image in sorted(self.folder.glob(f"{self.name}-*.squashfs")):
+            if image.name == keep:
+                continue
+            point = image.with_suffix("")
+            reason = self._used_by(point)
+            if reason is None:
+                try:
+                    self._unmount(point)
+                except HostError as error:
+                    reason = str(error)
+            if reason is not None:
+                kept[point.name] = reason
+                continue
+            if point.is_dir():
+                point.rmdir()
+            image.unlink()
+            removed.append(point.name)
+        for rest in self.incoming.glob("*") if self.incoming.is_dir() else ():
+            if rest.name != keep:
+                rest.unlink()
+                removed.append(f"incoming/{rest.name}")
+        return {"removed": removed, "kept": kept}
+
+    def _used_by(self, point: Path) -> str | None:
+        """Say what uses a mount beside the mount itself, such as a trial's container."""
+        if not os.path.ismount(point):
+            return None
+        number = point.stat().st_dev
+        device = f"{os.major(number)}:{os.minor(number)}"
+        own = str(Path("/proc/self/ns/mnt").readlink())
+        for namespace, its_device, where, propagation in _mounts():
+            if its_device != device or (namespace == own and where == str(point)):
+                continue
+            if "master:" in propagation and where.endswith(str(point)):
+                continue  # A copy that goes away with the mount.
+            return f"mounted on {where} in {namespace}"
+        return None
+
+    def _unit(self, point: Path) -> str | None:
+        if not Path("/run/systemd/system").is_dir():
+            return None
+        return _run("systemd-escape", "--path", "--suffix=mount", str(point))
+
+    def _mount(self, image: Path, point: Path) -> None:
+        unit = self._unit(point)
+        if unit is None:
+            _run("mount", "-t", "squashfs", "-o", "loop,ro,nodev,nosuid", str(image), str(point))
+            return
+        beside = _UNITS / f".{unit}"
+        beside.write_text(
+            f"[Unit]\nDescription=Data set {point.name}\n\n"
+            f"[Mount]\nWhat={image}\nWhere={point}\nType=squashfs\nOptions=loop,ro,nodev,nosuid\n\n"
+            "[Install]\nWantedBy=local-fs.target\n"
+        )
+        beside.replace(_UNITS / unit)
+        _run("systemctl", "daemon-reload")
+        _run("systemctl", "enable", "--now", unit)
+
+    def _unmount(self, point: Path) -> None:
+        unit = self._unit(point)
+        if unit is not None and (_UNITS / unit).exists():
+            _run("systemctl", "stop", unit)  # Fails where it is in use; then all stays as it is.
+            _run("systemctl", "disable", unit)
+            (_UNITS / unit).unlink()
+            _run("systemctl", "daemon-reload")
+        if os.path.ismount(point):
+            _run("umount", str(point))

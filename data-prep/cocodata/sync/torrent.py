@@ -1,0 +1,148 @@
+"""Torrents of one file, version 2: its pieces and their SHA-256 (BEP 3, BEP 52).
+
+Sent to hosts: nothing but the standard library of Python 3.10.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+BLOCK = 16384
+"""Bytes of a leaf of the hash tree."""
+
+
+def bencode(value: Any) -> bytes:
+    """Return integers, strings, lists and dictionaries in BitTorrent's form."""
+    if isinstance(value, int):
+        return b"i%de" % value
+    if isinstance(value, str):
+        value = value.encode()
+    if isinstance(value, bytes):
+        return b"%d:%s" % (len(value), value)
+    if isinstance(value, list):
+        return b"l" + b"".join(map(bencode, value)) + b"e"
+    items = {key.encode() if isinstance(key, str) else key: each for key, each in value.items()}
+    return b"d" + b"".join(bencode(key) + bencode(items[key]) for key in sorted(items)) + b"e"
+
+
+def bdecode(data: bytes) -> Any:
+    """Return what bencoded data stands for; keys and strings are bytes."""
+
+    def value(at: int) -> tuple[Any, int]:
+        kind = data[at : at + 1]
+        if kind == b"i":
+            end = data.index(b"e", at)
+            return int(data[at + 1 : end]), end + 1
+        if kind in (b"l", b"d"):
+            items, at = [], at + 1
+            while data[at : at + 1] != b"e":
+                item, at = value(at)
+                items.append(item)
+            return (
+                items if kind == b"l" else dict(zip(items[::2], items[1::2], strict=True))
+            ), at + 1
+        colon = data.index(b":", at)
+        end = colon + 1 + int(data[at:colon])
+        return data[colon + 1 : end], end
+
+    return value(0)[0]
+
+
+def merkle_root(hashes: list[bytes], width: int, padding: bytes) -> bytes:
+    """Return the root over hashes, filled up to `width` (a power of two) with the padding."""
+    hashes = hashes + [padding] * (width - len(hashes))
+    while len(hashes) > 1:
+        pairs = zip(hashes[::2], hashes[1::2], strict=True)
+        hashes = [hashlib.sha256(left + right).digest() for left, right in pairs]
+    return hashes[0]
+
+
+def piece_hash(data: bytes | memoryview, width: int) -> bytes:
+    """Return the hash of a piece of a file: the root over the SHA-256 of its blocks."""
+    view = memoryview(data)
+    leaves = [hashlib.sha256(view[at : at + BLOCK]).digest() for at in range(0, len(view), BLOCK)]
+    return merkle_root(leaves, width, bytes(32))
+
+
+def file_piece_hashes(
+    path: Path, piece_length: int, advance: Callable[[int], None] = lambda _: None
+) -> list[bytes]:
+    """Return the hash of each piece of a file, computed on all cores."""
+    size = path.stat().st_size
+
+    def one(start: int) -> bytes:
+        data = os.pread(number, piece_length, start)
+        advance(len(data))
+        return piece_hash(data, piece_length // BLOCK)
+
+    number = os.open(path, os.O_RDONLY)
+    try:
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            return list(pool.map(one, range(0, size, piece_length)))
+    finally:
+        os.close(number)
+
+
+class Torrent:
+    """What a torrent of one file says: its name, length and piece hashes."""
+
+    def __init__(self, data: bytes) -> None:
+        """Read a .torrent file with a version 2 info dictionary."""
+        self.data = data
+        tree = bdecode(data)
+        info = tree[b"info"]
+        self.piece_length: int = info[b"piece length"]
+        ((name, content),) = info[b"file tree"].items()
+        self.name: str = name.decode()
+        self.size: int = content[b""][b"length"]
+        root: bytes = content[b""][b"pieces root"]
+        layer: bytes = tree.get(b"piece layers", {}).get(root, root)
+        self.hashes = [layer[at : at + 32] for at in range(0, len(layer), 32)]
+
+    def bad_pieces(self, path: Path, advance: Callable[[int], None]) -> list[int]:
+        """Return the pieces of a file that are not what the hashes say."""
+        if len(self.hashes) == 1:
+            found = [_lone_piece(path.read_bytes())]
+        else:
+            found = file_piece_hashes(path, self.piece_length, advance)
+        pairs = enumerate(zip(found, self.hashes, strict=True))
+        return [index for index, (is_, should) in pairs if is_ != should]
+
+
+def make_torrent(
+    path: Path, piece_length: int | None = None, advance: Callable[[int], None] = lambda _: None
+) -> bytes:
+    """Return the .torrent of a file; the same content under the same name gives the same bytes.
+
+    Args:
+        path: the file.
+        piece_length: bytes of a piece, a power of two; chosen by the file's size if None.
+        advance: told how many more bytes are hashed.
+    """
+    size = path.stat().st_size
+    if piece_length is None:
+        # Some thousands of pieces: fewer would make hosts wait for each other's last ones.
+        piece_length = min(4 << 20, max(BLOCK, 1 << (size // 2048).bit_length()))
+    hashes = file_piece_hashes(path, piece_length, advance)
+    if len(hashes) == 1:
+        root, layers = _lone_piece(path.read_bytes()), {}
+    else:
+        width = 1 << (len(hashes) - 1).bit_length()
+        root = merkle_root(hashes, width, piece_hash(b"", piece_length // BLOCK))
+        layers = {root: b"".join(hashes)}
+    info = {
+        "file tree": {path.name: {"": {"length": size, "pieces root": root}}},
+        "meta version": 2,
+        "name": path.name,
+        "piece length": piece_length,
+        "private": 1,  # No peer comes from anywhere but the inventory.
+    }
+    return bencode({"info": info, "piece layers": layers})
+
+
+def _lone_piece(data: bytes) -> bytes:
+    """Return the root of a file of one piece: its tree is no wider than it needs to be."""
+    return piece_hash(data, 1 << (-(-len(data) // BLOCK) - 1).bit_length())
