@@ -42,8 +42,10 @@ def plot_ratios(run: dict[str, Any]) -> Figure | None:
     # Room at the right for the words behind the bars.
     lowest, highest = min(0.8, *values) * 0.95, max(1.5, *values)
     axes.set_xlim(lowest, highest * (highest / lowest) ** 0.5)
+    # Over a wide range the words below the finer ticks would run into each other.
+    fine = (0.75, 1.5) if highest < 10 else ()
     ticks = [
-        tick for tick in (0.25, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 20, 50, 100) if tick <= highest
+        tick for tick in sorted((0.25, 0.5, 1, 2, 3, 5, 10, 20, 50, 100, *fine)) if tick <= highest
     ]
     axes.set_xticks([tick for tick in ticks if tick >= lowest], minor=False)
     axes.set_xticks([], minor=True)

@@ -1,5 +1,6 @@
 """A run of the benchmarks as JSON, as Markdown, and as tables on a terminal."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -55,7 +56,7 @@ def rows(comparison: dict[str, Any]) -> list[tuple[str, ...]]:
             (
                 subject["name"],
                 _rate(subject["rate"], comparison["unit"]),
-                f"{_short(min(rates))} .. {_short(max(rates))}" if len(rates) > 1 else "",
+                _spread(rates, comparison["unit"]) if len(rates) > 1 else "",
                 f"{ratio:.2f}" if ratio else "",
                 f"{min(pairs):.2f} .. {max(pairs):.2f}" if is_ours and pairs else "",
                 _memory(subject["memory_mib"]),
@@ -132,6 +133,13 @@ def _rate(value: float, unit: str) -> str:
     if unit == "evaluations/s":
         return f"{1 / value:.3g} s"
     return f"{_short(value)} {unit}"
+
+
+def _spread(rates: Sequence[float], unit: str) -> str:
+    """The least and the greatest of some rates, in the form of `_rate`."""
+    if unit == "evaluations/s":
+        return f"{1 / max(rates):.3g} .. {1 / min(rates):.3g} s"
+    return f"{_short(min(rates))} .. {_short(max(rates))}"
 
 
 def _short(value: float) -> str:

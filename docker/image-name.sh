@@ -3,7 +3,8 @@
 # that a host that has the name has that environment, and a change of the lock gets a new name.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-source versions.env
+# shellcheck source=versions.env
+source ./versions.env
 tag=$(cat versions.env pyproject.toml requirements.lock requirements-uv.txt \
     docker/Dockerfile docker/*.sh docker/*.txt | sha256sum | cut -c1-12)
 echo "$TASK_IMAGE:$DETERMINED_VERSION-$tag"

@@ -1,0 +1,65 @@
+"""A real cluster of containers on this machine, made for the tests and removed after them."""
+
+import secrets
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from cluster import engine
+from cluster.connection import ROOT
+from cluster.errors import ClusterError
+from cluster.local import LocalCluster, read_env, task_image
+from tests.cluster.testing import TestCluster
+
+
+def missing() -> str | None:
+    """Why the cluster cannot run here; None if it can."""
+    try:
+        engine.require_engine()
+    except ClusterError as error:
+        return str(error)
+    versions = read_env(ROOT / "versions.env")
+    for name in ("MASTER_IMAGE", "AGENT_IMAGE", "POSTGRES_IMAGE"):
+        image = versions[name]
+        if not engine.has_image(image) and not _pulled(image):
+            return f"the image {image} is not here and cannot be pulled"
+    if not engine.has_image(task_image()):
+        return f"the task image {task_image()} is not built: make image"
+    return None
+
+
+def _pulled(image: str) -> bool:
+    run = subprocess.run(["docker", "pull", "--quiet", image], capture_output=True, check=False)
+    return run.returncode == 0
+
+
+@pytest.fixture(scope="session")
+def cluster(
+    mini_coco: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[TestCluster]:
+    """A running cluster with one agent of four slots."""
+    reason = missing()
+    if reason:
+        pytest.skip(reason)
+    mark = secrets.token_hex(3)
+    folder = tmp_path_factory.mktemp("cluster")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    local = LocalCluster(
+        name=f"test-{mark}",
+        project=f"efficientdet-test-{mark}",
+        env_file=folder / "env",
+        state=folder / "state",
+    )
+    console = Console()
+    testing = TestCluster(local, port, mini_coco, console)
+    try:
+        testing.shape(agents=1, slots=4)
+        yield testing
+    finally:
+        local.destroy(console)

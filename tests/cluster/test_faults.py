@@ -1,0 +1,158 @@
+"""Parts of a running cluster are killed, and the trial ends as if nothing had happened."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from determined.experimental.client import Experiment, ExperimentState, Trial
+
+from tests.cluster.testing import TestCluster
+from tests.experiments import launched
+
+pytestmark = pytest.mark.cluster
+
+# 48 images in batches of 8: 120 batches.
+LENGTH: dict[str, Any] = {"hyperparameters": {**launched.HPARAMS, "epochs": 20}}
+LENGTH["hyperparameters"] |= {"pretrained_backbone": False, "amp": False}
+FAULT_AT = 30
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster: TestCluster) -> tuple[dict[str, Any], list[Any], list[Any]]:
+    """Weights and metrics of a run that nothing happened to."""
+    experiment = cluster.submit("const", **LENGTH)
+    cluster.wait(experiment)
+    return outcome(cluster, cluster.trial(experiment))
+
+
+def outcome(cluster: TestCluster, trial: Trial) -> tuple[dict[str, Any], list[Any], list[Any]]:
+    return (
+        cluster.final_state(trial),
+        cluster.reports(trial, "training"),
+        cluster.reports(trial, "validation"),
+    )
+
+
+def begin(cluster: TestCluster) -> tuple[Experiment, Trial]:
+    """A run that has passed a checkpoint."""
+    experiment = cluster.submit("const", **LENGTH)
+    trial = cluster.trial(experiment)
+    cluster.wait_for_batch(trial, FAULT_AT)
+    return experiment, trial
+
+
+def assert_undisturbed(
+    cluster: TestCluster, trial: Trial, undisturbed: tuple[dict[str, Any], list[Any], list[Any]]
+) -> None:
+    """The same weights and metrics to the last bit, each metric once, and nothing left running."""
+    state, training, validation = outcome(cluster, trial)
+    assert launched.differences(state, undisturbed[0]) == []
+    assert training == undisturbed[1]
+    assert validation == undisturbed[2]
+    deadline = time.monotonic() + 30
+    while cluster.task_containers() and time.monotonic() < deadline:
+        time.sleep(1)
+    assert cluster.task_containers() == []
+
+
+@contextlib.contextmanager
+def stopped(cluster: TestCluster, service: str, seconds: float) -> Iterator[None]:
+    """Kill a service's container, and bring it back after a while."""
+    cluster.docker("kill", cluster.container(service))
+    try:
+        time.sleep(seconds)
+        yield
+    finally:
+        cluster.docker("start", cluster.container(service))
+
+
+@pytest.mark.parametrize(
+    ("service", "seconds"),
+    [
+        ("agent", 0),
+        ("agent", 20),
+        ("agent", 60),
+        ("master", 0),
+        ("master", 20),
+        ("master", 60),
+        ("database", 0),
+    ],
+)
+def test_a_part_is_killed_and_comes_back(
+    service: str, seconds: float, cluster: TestCluster, undisturbed: Any
+) -> None:
+    experiment, trial = begin(cluster)
+    with stopped(cluster, service, seconds):
+        pass
+    cluster.wait(experiment)
+    assert_undisturbed(cluster, trial, undisturbed)
+
+
+def test_paused_and_resumed(cluster: TestCluster, undisturbed: Any) -> None:
+    experiment, trial = begin(cluster)
+    experiment.pause()
+    cluster.wait_for_state(experiment, ExperimentState.PAUSED)
+    experiment.activate()
+    cluster.wait(experiment)
+    assert_undisturbed(cluster, trial, undisturbed)
+
+
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def flip_a_byte(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_a_byte])
+def test_a_damaged_checkpoint(
+    damage: Any, cluster: TestCluster, undisturbed: Any
+) -> None:
+    """The trial says so, and goes back to the newest one that is sound."""
+    experiment, trial = begin(cluster)
+    experiment.pause()
+    cluster.wait_for_state(experiment, ExperimentState.PAUSED)
+    cluster.wait_for_no_tasks()
+    (sound, _), (_, newest) = cluster.checkpoints(trial)[-2:]
+    damage(newest / "state_dict.pth")
+    experiment.activate()
+    cluster.wait(experiment)
+    logs = cluster.logs_of(trial)
+    assert "is damaged" in logs
+    assert f"going back to the sound checkpoint of batch {sound}" in logs
+    assert_undisturbed(cluster, trial, undisturbed)
+
+
+def test_a_rank_is_killed(cluster: TestCluster) -> None:
+    """One of four ranks: the trial starts anew from its checkpoint and ends the same."""
+    many = {**LENGTH, "hyperparameters": {**LENGTH["hyperparameters"], "sync_bn": False}}
+    straight = cluster.submit("distributed", **many)
+    cluster.wait(straight)
+
+    experiment = cluster.submit("distributed", **many)
+    trial = cluster.trial(experiment)
+    cluster.wait_for_batch(trial, FAULT_AT)
+    rank_process(2).kill()
+    cluster.wait(experiment)
+    expected = outcome(cluster, cluster.trial(straight))
+    assert_undisturbed(cluster, trial, expected)
+    assert trial.id != cluster.trial(straight).id
+
+
+def rank_process(rank: int) -> psutil.Process:
+    """The process of a rank of the trial that runs."""
+    for process in psutil.process_iter(["cmdline"]):
+        with contextlib.suppress(psutil.Error):
+            line = process.info["cmdline"] or []
+            if any(part.endswith("experiments/train.py") for part in line[1:2]) and (
+                process.environ().get("HOROVOD_RANK") == str(rank)
+            ):
+                return process
+    raise AssertionError(f"no process is rank {rank}")
