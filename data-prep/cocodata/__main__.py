@@ -21,6 +21,7 @@ from cocodata.problems import CheckReport, count
 from cocodata.progress import byte_bars, download_display, progress_bar
 from cocodata.repair import ARCHIVES, repair_dataset, sources, write_sources
 from cocodata.split import splits
+from cocodata.sync.commands import sync
 from cocodata.verify import conclude, verify_dataset
 
 app = typer.Typer(
@@ -160,8 +161,8 @@ def pack(
     with byte_bars() as advance:
         seal, made = pack_dataset(data, out, name=name, advance=advance)
     print(
-        f"{out / seal.image}: {'packed' if made else 'packed already'}, {seal.size / 1e9:.2f} GB, "
-        f"version {seal.version}"
+        f"{out / seal.name / seal.image}: {'packed' if made else 'packed already'}, "
+        f"{seal.size / 1e9:.2f} GB, version {seal.version}"
     )
 
 
@@ -179,6 +180,9 @@ def check(
     _conclude(report)
     how = "agrees with its verified manifest" if report.held_against_manifest else "no problems"
     print(f"{data}: {how}")
+
+
+app.command()(sync)
 
 
 def _conclude(report: CheckReport) -> None:

@@ -33,6 +33,8 @@ _OPTIONS = (
     *("-root-mode", "0555", "-no-recovery", "-quiet", "-no-progress"),
 )
 
+SEAL = "seal.json"
+
 Advance = Callable[[str, int, int], None]
 """Told what is done, how many more bytes of it, and of how many."""
 
@@ -92,7 +94,7 @@ def read_seal(folder: Path, name: str) -> Seal:
 
 def pack_dataset(
     data: Path,
-    folder: Path,
+    packed: Path,
     *,
     name: str | None = None,
     piece_length: int | None = None,
@@ -102,7 +104,7 @@ def pack_dataset(
 
     Args:
         data: the data set folder.
-        folder: where the image, its torrent and its seal go.
+        packed: the image, its torrent and its seal go into the folder NAME in it.
         name: name of the data set on the hosts; the manifest's if None.
         piece_length: bytes of a piece, a power of two; chosen by the size if None.
         advance: told of progress.
@@ -123,10 +125,11 @@ def pack_dataset(
     name = name or manifest.name
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise DatasetError(f"{name!r}: no name for a data set: letters, digits, dots and dashes")
+    folder = packed / name
     folder.mkdir(parents=True, exist_ok=True)
     stem = f"{name}-{manifest.version[:16]}"
     try:
-        old = read_seal(folder, name)
+        old = read_seal(packed, name)
         if old.version == manifest.version:
             return old, False
     except DatasetError:
@@ -160,7 +163,7 @@ def pack_dataset(
         made_by=made_by,
     )
     # Last: where it is, all of it is.
-    replace_file(seal_path(folder, name), orjson.dumps(asdict(seal), option=orjson.OPT_INDENT_2))
+    replace_file(folder / SEAL, orjson.dumps(asdict(seal), option=orjson.OPT_INDENT_2))
     return seal, True
 
 

@@ -47,7 +47,7 @@ def test_an_image_is_the_data_set(generated: Path, tmp_path: Path, mount: Mount)
     seal, made = pack_dataset(generated, tmp_path / "packed", name="mini")
     assert made
     assert read_seal(tmp_path / "packed", "mini") == seal
-    image = tmp_path / "packed" / seal.image
+    image = tmp_path / "packed" / "mini" / seal.image
     assert hashlib.sha256(image.read_bytes()).hexdigest() == seal.sha256
     manifest = read_manifest(generated)
     assert manifest is not None
@@ -84,12 +84,14 @@ def test_the_same_data_gives_the_same_bytes(generated: Path, tmp_path: Path) -> 
     time.sleep(1.1)  # Times in an image are whole seconds.
     second, _ = pack_dataset(elsewhere, tmp_path / "b", name="mini")
     assert first == second
-    for name in (first.image, first.torrent, "mini.json"):
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    for name in (first.image, first.torrent, "seal.json"):
+        assert (tmp_path / "a" / "mini" / name).read_bytes() == (
+            tmp_path / "b" / "mini" / name
+        ).read_bytes()
     # Nothing is done again.
-    stat = (tmp_path / "a" / first.image).stat()
+    stat = (tmp_path / "a" / "mini" / first.image).stat()
     assert pack_dataset(generated, tmp_path / "a", name="mini") == (first, False)
-    assert (tmp_path / "a" / first.image).stat().st_mtime_ns == stat.st_mtime_ns
+    assert (tmp_path / "a" / "mini" / first.image).stat().st_mtime_ns == stat.st_mtime_ns
 
 
 def test_only_verified_data_is_sealed(data: Path, generated: Path, tmp_path: Path) -> None:
@@ -101,12 +103,12 @@ def test_only_verified_data_is_sealed(data: Path, generated: Path, tmp_path: Pat
     image.write_bytes(content[:-3] + b"\0" + content[-2:])
     with pytest.raises(DatasetError, match=f"{image.name}: not what the manifest says"):
         pack_dataset(data, tmp_path / "packed", name="x")
-    assert list((tmp_path / "packed").iterdir()) == []
+    assert list((tmp_path / "packed" / "x").iterdir()) == []
     image.write_bytes(content)
     with pytest.raises(DatasetError, match="no name for a data set"):
         pack_dataset(data, tmp_path / "packed", name="../x")
     seal, _ = pack_dataset(data, tmp_path / "packed", name="x")
-    os.truncate(tmp_path / "packed" / seal.image, 5000)
+    os.truncate(tmp_path / "packed" / "x" / seal.image, 5000)
     with pytest.raises(DatasetError, match="5000 bytes, sealed with"):
         read_seal(tmp_path / "packed", "x")
     assert pack_dataset(data, tmp_path / "packed", name="x") == (seal, True)

@@ -99,7 +99,7 @@ class Swarm:
         wanted.flags |= flags.disable_dht | flags.disable_lsd | flags.disable_pex
         if self.complete:
             wanted.flags |= flags.seed_mode
-        if order.get("source"):
+        if order.get("source") and not os.environ.get("NOSUPER"):
             # Each piece is shown to one host first: the source sends little more than one copy.
             wanted.flags |= flags.super_seeding
         if self._pieces:
@@ -278,7 +278,7 @@ def serve(setting: dict[str, Any]) -> None:
         try:
             if order.get("do"):
                 answer = getattr(agent, order["do"])(order)
-                tell({"event": "answer", **answer})
+                tell({**answer, "event": "answer"})
                 heard = time.monotonic()
             elif agent.swarm is not None and not line:
                 tell(agent.swarm.news())

@@ -1,0 +1,244 @@
+"""Hosts on one machine, each with its own network, mounts and, if wanted, SSH server.
+
+A host is a process in a mount and a network namespace of its own. All of them hang on one switch
+by links that tc shapes in both directions. Nothing of it is left when the lab is closed: namespaces
+go away with their processes. Needs root, iproute2, util-linux, and openssh-server for SSH.
+"""
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+from types import TracebackType
+
+STORE = "/srv/store"
+DATA = "/srv/data"
+_NETWORK = "10.99.0"
+_SSHD = """
+Port 22
+HostKey {folder}/host_key
+AuthorizedKeysFile {folder}/id.pub
+PidFile none
+StrictModes no
+UsePAM no
+PermitRootLogin prohibit-password
+PasswordAuthentication no
+KbdInteractiveAuthentication no
+LogLevel ERROR
+"""
+
+
+def missing() -> str | None:
+    """Return why there can be no lab here, or None."""
+    if os.geteuid() != 0:
+        return "network namespaces need root"
+    for program in ("ip", "tc", "unshare", "nsenter"):
+        if shutil.which(program) is None:
+            return f"{program} is missing"
+    test = ["unshare", "--mount", "--net", "sh", "-c", "mount -t tmpfs none /srv && ip link"]
+    done = subprocess.run(test, capture_output=True, text=True, check=False)
+    return f"no namespaces here: {done.stderr.strip()}" if done.returncode else None
+
+
+def _run(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{shlex.join(command)}: {done.stderr.strip()}")
+
+
+class LabHost:
+    """One host of a lab."""
+
+    def __init__(self, lab: "Lab", number: int) -> None:
+        """Describe it; `Lab.start` starts it."""
+        self.name = f"host{number}"
+        self.address = f"{_NETWORK}.{number}"
+        self.folder = lab.folder / self.name
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def enter(self) -> tuple[str, ...]:
+        """The command that runs its arguments on the host."""
+        assert self.process is not None
+        return ("nsenter", "--target", str(self.process.pid), "--mount", "--net")
+
+    def run(self, script: str) -> str:
+        """Run a shell script on the host, and return what it prints."""
+        done = subprocess.run(
+            [*self.enter, "sh", "-ec", script], capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise RuntimeError(f"{self.name}: {script}: {done.stderr.strip()}")
+        return done.stdout.strip()
+
+    def kill(self, pattern: str) -> int:
+        """Kill the processes on this host whose command line holds a text; return how many."""
+        assert self.process is not None
+        own = Path(f"/proc/{self.process.pid}/ns/net").readlink()
+        killed = 0
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                if (process / "ns" / "net").readlink() != own:
+                    continue
+                if pattern in (process / "cmdline").read_bytes().decode(errors="replace"):
+                    os.kill(int(process.name), signal.SIGKILL)
+                    killed += 1
+            except OSError:  # It has ended.
+                continue
+        return killed
+
+
+class Lab:
+    """A switch with hosts on it."""
+
+    def __init__(
+        self,
+        folder: Path,
+        hosts: int,
+        *,
+        rate: str | None = None,
+        ssh: bool = False,
+        connect_here: bool = False,
+        small_disks: dict[int, str] | None = None,
+    ) -> None:
+        """Describe a lab.
+
+        Args:
+            folder: for the hosts' stores and keys.
+            hosts: how many.
+            rate: of each link in each direction, as tc writes it; None for no limit.
+            ssh: whether an SSH server runs on each host.
+            connect_here: whether this machine gets the address .254 on the switch.
+            small_disks: sizes of memory file systems for the stores of some hosts, by number.
+        """
+        self.folder = folder
+        self.hosts = [LabHost(self, number) for number in range(1, hosts + 1)]
+        self.key = folder / "id"
+        self.own_address = f"{_NETWORK}.254"
+        self._rate = rate
+        self._ssh = ssh
+        self._connect_here = connect_here
+        self._small_disks = small_disks or {}
+        self._switch: subprocess.Popen[bytes] | None = None
+        self._link_here = f"lab{os.getpid()}"
+
+    def __enter__(self) -> "Lab":
+        """Start everything."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self._ssh:
+            for name in ("host_key", "id"):
+                (self.folder / name).unlink(missing_ok=True)
+                _run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.folder / name))
+            (self.folder / "sshd_config").write_text(_SSHD.format(folder=self.folder))
+        try:
+            self._switch = self._start("sleep", "infinity")
+            self._on_switch("ip", "link", "add", "br0", "type", "bridge")
+            self._on_switch("ip", "link", "set", "br0", "up")
+            for host in self.hosts:
+                self.start(host)
+            if self._connect_here:
+                self._plug("1", self._link_here, None)
+                _run("ip", "addr", "add", f"{self.own_address}/24", "dev", self._link_here)
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop everything."""
+        self.close()
+
+    def close(self) -> None:
+        """Stop everything that was started here."""
+        for host in self.hosts:
+            self.stop(host)
+        if self._switch is not None:
+            self._switch.kill()
+            self._switch.wait()
+
+    def start(self, host: LabHost) -> None:
+        """Start a host; its store is on disk, its mounts and its link begin empty."""
+        number = int(host.address.rpartition(".")[2])
+        (host.folder / "store").mkdir(parents=True, exist_ok=True)
+        disk = self._small_disks.get(number)
+        store = (
+            f"mount --bind {host.folder}/store {STORE}"
+            if disk is None
+            else f"mount -t tmpfs -o size={disk} none {STORE}"
+        )
+        server = (
+            f"mkdir -p /run/sshd && exec /usr/sbin/sshd -D -e -f {self.folder}/sshd_config"
+            if self._ssh
+            else "exec sleep infinity"
+        )
+        host.process = self._start(
+            "sh",
+            "-ec",
+            f"mount -t tmpfs none /srv; mkdir {STORE} {DATA}; {store}; touch /srv/ready; "
+            f"mount -t tmpfs none /run; {server}",
+            mounts=True,
+        )
+        self._plug(str(host.process.pid), "eth0", f"port{number}")
+        enter = ("nsenter", "--target", str(host.process.pid), "--net")
+        _run(*enter, "ip", "addr", "add", f"{host.address}/24", "dev", "eth0")
+        _run(*enter, "ip", "link", "set", "lo", "up")
+        self._wait_for(host)
+
+    def stop(self, host: LabHost) -> None:
+        """Switch a host off: all its processes end at once."""
+        if host.process is None:
+            return
+        host.kill("")
+        host.process.wait()
+        host.process = None
+
+    def _wait_for(self, host: LabHost) -> None:
+        deadline = time.monotonic() + 20
+        probe = "test -e /srv/ready"
+        if self._ssh:
+            probe += " && ss -tln | grep -q ':22 '"
+        while time.monotonic() < deadline:
+            try:
+                host.run(probe)
+                return
+            except RuntimeError:
+                time.sleep(0.05)
+        raise RuntimeError(f"{host.name} does not start")
+
+    def _start(self, *command: str, mounts: bool = False) -> subprocess.Popen[bytes]:
+        space = ["unshare", "--net", *(["--mount", "--propagation", "private"] if mounts else [])]
+        before = Path("/proc/self/ns/net").readlink()
+        process = subprocess.Popen([*space, *command], stdin=subprocess.DEVNULL)
+        while Path(f"/proc/{process.pid}/ns/net").readlink() == before:
+            time.sleep(0.005)
+        return process
+
+    def _on_switch(self, *command: str) -> None:
+        assert self._switch is not None
+        _run("nsenter", "--target", str(self._switch.pid), "--net", *command)
+
+    def _plug(self, process: str, name: str, port: str | None) -> None:
+        """Connect a process's network to the switch by a shaped link."""
+        assert self._switch is not None
+        port = port or "here"
+        self._on_switch(
+            *("ip", "link", "add", port, "type", "veth"),
+            *("peer", "name", name, "netns", process),
+        )
+        self._on_switch("ip", "link", "set", port, "master", "br0")
+        self._on_switch("ip", "link", "set", port, "up")
+        inside = ("nsenter", "--target", process, "--net")
+        _run(*inside, "ip", "link", "set", name, "up")
+        if self._rate is None:
+            return
+        shape = ("root", "tbf", "rate", self._rate, "burst", "64kb", "latency", "50ms")
+        self._on_switch("tc", "qdisc", "add", "dev", port, *shape)
+        _run(*inside, "tc", "qdisc", "add", "dev", name, *shape)

@@ -1,0 +1,96 @@
+"""`python -m cocodata sync`: from the control machine to all hosts, or a look at what is there."""
+
+import asyncio
+import re
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import orjson
+import typer
+
+from cocodata.errors import DatasetError
+from cocodata.manifest import replace_file
+from cocodata.pack import read_seal
+from cocodata.problems import count
+from cocodata.sync.control import Options, Result, Synchronisation
+from cocodata.sync.display import live_view
+from cocodata.sync.hosts import Host, read_hosts
+
+_UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}
+
+
+def bytes_per_second(text: str) -> int:
+    """Return a bandwidth such as 500Mbit or 60MB (a second) in bytes a second.
+
+    Raises:
+        DatasetError: it is none.
+    """
+    match = re.fullmatch(r"([0-9.]+) ?([kmg]?)(bit|b)(/s)?", text.strip().lower())
+    try:
+        assert match is not None
+        amount = float(match[1]) * _UNITS[match[2]]
+    except (AssertionError, ValueError):
+        raise DatasetError(f"{text!r}: no bandwidth. Write 500Mbit or 60MB (a second)") from None
+    return max(1, round(amount / 8 if match[3] == "bit" else amount))
+
+
+def sync(
+    name: Annotated[str, typer.Argument(help="Name of the data set.", show_default=False)],
+    *,
+    packed: Annotated[Path, typer.Option(help="Folder that it was packed into.")],
+    hosts: Annotated[Path, typer.Option(help="JSON list of hosts.")],
+    store: Annotated[str, typer.Option(help="Folder on the hosts for images.")],
+    link: Annotated[str, typer.Option(help="Path on the hosts that trials use.")],
+    limit: Annotated[
+        str | None, typer.Option(help="Most that a host sends or receives, such as 500Mbit.")
+    ] = None,
+    source_address: Annotated[
+        str, typer.Option(help="Where hosts see this machine, if that cannot be found out.")
+    ] = "",
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read what is on the hosts instead.")
+    ] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="With --verify: mend damaged pieces.")
+    ] = False,
+    json: Annotated[Path | None, typer.Option(help="Write the result into this file.")] = None,
+    terminal: Annotated[
+        Path | None, typer.Option(help="Show progress on this terminal's device.")
+    ] = None,
+) -> None:
+    """Bring a packed data set to all hosts, which hand it to each other, and switch to it."""
+    seal = read_seal(packed, name)
+    options = Options(
+        store=store,
+        link=link,
+        limit=bytes_per_second(limit) if limit else 0,
+        source=Host("this machine", source_address, (sys.executable,)),
+    )
+    with live_view(seal.size, terminal) as show:
+        run = Synchronisation(seal, packed, read_hosts(hosts), options, show)
+        result = asyncio.run(run.verify(repair=repair) if verify else run.synchronise())
+    if json is not None:
+        replace_file(json, orjson.dumps(result.as_dict(), option=orjson.OPT_INDENT_2))
+    report(result, seal.size)
+
+
+def report(result: Result, size: int) -> None:
+    """Print what became of each host; end with an error that names those that failed."""
+    for name, outcome in result.hosts.items():
+        if outcome.failure is None:
+            print(f"{name}: {', '.join(outcome.changes) or 'up to date'}")
+            for note in outcome.notes:
+                print(f"{name}: {note}")
+    if result.seconds:
+        print(
+            f"transfer: {result.seconds:.1f} s, this machine sent {result.sent / 1e9:.2f} GB, "
+            f"{result.sent / size:.2f} copies"
+        )
+    print(f"version {result.version}; changed={int(result.changed)}")
+    if result.failed:
+        lines = "\n".join(f"  {name}: {result.hosts[name].failure}" for name in result.failed)
+        raise DatasetError(
+            f"{count(len(result.failed), 'host')} of {len(result.hosts)} failed\n{lines}\n"
+            "The others have the data set. The same command goes on with these where it stopped"
+        )

@@ -1,0 +1,180 @@
+"""The control machine's end of an agent."""
+
+import asyncio
+import time
+from importlib import resources
+from typing import Any
+
+import orjson
+
+from cocodata.sync.hosts import Host, clean_environment, interpreter_arguments
+
+# In the order in which they import each other.
+_MODULES = ("cocodata.sync.torrent", "cocodata.sync.store", "cocodata.sync.agent")
+
+# Skips what sudo has left of a password that it did not ask for.
+_BOOTSTRAP = """
+import json, sys, types
+line = ""
+while not line.startswith("modules:"):
+    line = sys.stdin.readline()
+    if not line:
+        sys.exit("no program came")
+order = json.loads(line[len("modules:"):])
+for name in ("cocodata", "cocodata.sync", *order["modules"]):
+    module = sys.modules[name] = types.ModuleType(name)
+    exec(compile(order["modules"].get(name, ""), name, "exec"), module.__dict__)
+sys.modules["cocodata.sync.agent"].serve(order["setting"])
+"""
+
+_SILENCE = 60.0  # Seconds without news in a swarm.
+_PING = 10.0
+
+
+class HostFailedError(Exception):
+    """A host is out; the message says why."""
+
+
+class Connection:
+    """An agent at work on a host.
+
+    Attributes:
+        host: where it is.
+        news: the last progress that it told.
+        heard: when anything came from it, on the monotonic clock.
+        failure: why it is out, or None.
+    """
+
+    def __init__(self, host: Host, setting: dict[str, str]) -> None:
+        """Prepare.
+
+        Args:
+            host: where the agent is to run.
+            setting: its store's folder, the data set's name and the link's path.
+        """
+        self.host = host
+        self.news: dict[str, Any] = {}
+        self.heard = time.monotonic()
+        self.failure: str | None = None
+        self._setting = setting
+        self._process: asyncio.subprocess.Process | None = None
+        self._answer: asyncio.Future[dict[str, Any]] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._complaints: list[str] = []
+
+    async def open(self) -> None:
+        """Start the agent.
+
+        Raises:
+            HostFailedError: the program that reaches the host cannot be started.
+        """
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                *interpreter_arguments(self.host, _BOOTSTRAP),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                limit=1 << 26,
+                env=clean_environment(),
+                # Ctrl-C is for this process; agents end when their input does.
+                start_new_session=True,
+            )
+        except OSError as error:
+            self.failure = f"{self.host.command[0]}: {error.strerror}"
+            raise HostFailedError(self.failure) from None
+        if self.host.password is not None:
+            await self._send(self.host.password.encode() + b"\n")
+        package = resources.files("cocodata.sync")
+        modules = {
+            name: package.joinpath(f"{name.rpartition('.')[2]}.py").read_text(encoding="utf-8")
+            for name in _MODULES
+        }
+        program = orjson.dumps({"modules": modules, "setting": self._setting})
+        await self._send(b"modules:" + program + b"\n")
+        self._tasks = [
+            asyncio.create_task(self._read()),
+            asyncio.create_task(self._read_complaints()),
+            asyncio.create_task(self._ping()),
+        ]
+
+    async def ask(self, what: str, **order: Any) -> dict[str, Any]:
+        """Have a command carried out, and return the answer.
+
+        Raises:
+            HostFailedError: it failed, or the host is gone.
+        """
+        if self.failure is None:
+            self._answer = asyncio.get_running_loop().create_future()
+            await self._send(orjson.dumps({"do": what, **order}) + b"\n")
+        if self.failure is not None or self._answer is None:
+            raise HostFailedError(self.failure or "not connected")
+        return await self._answer
+
+    def give_up(self, failure: str) -> None:
+        """Count the host as failed, and end what runs there."""
+        if self.failure is None:
+            self.failure = failure
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(HostFailedError(self.failure))
+            self._answer.exception()  # Nobody may be waiting for it.
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+
+    async def close(self) -> None:
+        """End the agent."""
+        if self._process is None:
+            return
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        try:
+            await asyncio.wait_for(self._process.wait(), 20)
+        except TimeoutError:
+            self._process.kill()
+            await self._process.wait()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _send(self, data: bytes) -> None:
+        assert self._process is not None
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(data)
+            await self._process.stdin.drain()
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # Its output says why it is gone.
+
+    async def _read(self) -> None:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        async for line in self._process.stdout:
+            self.heard = time.monotonic()
+            try:
+                message = orjson.loads(line)
+            except ValueError:
+                self._complaints.append(line.decode(errors="replace").strip())
+                continue
+            event = message.pop("event", None)
+            if event == "progress":
+                self.news = message
+            elif event == "failed":
+                self.give_up(message["message"])
+            elif self._answer is not None and not self._answer.done():
+                self._answer.set_result(message)
+        await self._process.wait()
+        await asyncio.sleep(0.1)  # Let the complaints come in.
+        said = "; ".join(self._complaints[-3:])
+        self.give_up(said or f"the connection ended (status {self._process.returncode})")
+
+    async def _read_complaints(self) -> None:
+        assert self._process is not None
+        assert self._process.stderr is not None
+        async for line in self._process.stderr:
+            text = line.decode(errors="replace").strip()
+            if text:
+                self._complaints.append(text)
+
+    async def _ping(self) -> None:
+        while self.failure is None:
+            await asyncio.sleep(_PING)
+            await self._send(b'{"ping": 1}\n')

@@ -1,0 +1,117 @@
+"""The hosts that a data set is brought to, and how to run something on them."""
+
+import os
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+
+from cocodata.errors import DatasetError
+
+PORT = 12401
+"""TCP port on which hosts exchange pieces."""
+
+
+@dataclass(frozen=True)
+class Host:
+    """A host of the inventory.
+
+    Attributes:
+        name: what messages call it.
+        address: where other hosts reach it.
+        command: starts a program on it, its arguments follow.
+        password: for sudo, where it asks for one.
+        listen: the address to listen at and to connect from; None for all of them.
+        port: TCP port on which it exchanges pieces.
+    """
+
+    name: str
+    address: str
+    command: tuple[str, ...]
+    password: str | None = None
+    listen: str | None = None
+    port: int = PORT
+
+
+def ssh_host(
+    name: str,
+    address: str,
+    *,
+    ssh_address: str | None = None,
+    user: str | None = None,
+    port: int | None = None,
+    key: str | None = None,
+    arguments: str = "",
+    python: str = "/usr/bin/python3",
+    password: str | None = None,
+    peer_port: int = PORT,
+) -> Host:
+    """Describe a host that is reached with ssh, as Ansible's inventory does.
+
+    Args:
+        name: what messages call it.
+        address: where other hosts reach it.
+        ssh_address: where it is reached from here; `address` if None.
+        user: who logs in; anybody but root uses sudo.
+        port: of its SSH server.
+        key: file of the private key.
+        arguments: further arguments of ssh.
+        python: its interpreter.
+        password: for sudo.
+        peer_port: TCP port on which it exchanges pieces.
+    """
+    command = ["ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=15"]
+    command += [
+        "-o",
+        "ServerAliveInterval=5",
+        "-o",
+        "ServerAliveCountMax=4",
+        "-o",
+        "LogLevel=ERROR",
+    ]
+    command += shlex.split(arguments)
+    if port is not None:
+        command += ["-p", str(port)]
+    if key:
+        command += ["-i", str(Path(key).expanduser())]
+    if user:
+        command += ["-l", user]
+    # A shell there joins the arguments, so they are quoted; it knows from where we come.
+    sudo = "" if user == "root" else "sudo -S -p '' " if password else "sudo -n "
+    command += [ssh_address or address, f'exec {sudo}env COCO_SSH="$SSH_CONNECTION" {python}']
+    return Host(name, address, tuple(command), password, None, peer_port)
+
+
+def read_hosts(path: Path) -> list[Host]:
+    """Read hosts from a JSON list with the arguments of `ssh_host` for each.
+
+    Raises:
+        DatasetError: it is none.
+    """
+    try:
+        entries = orjson.loads(path.read_bytes())
+        hosts = [
+            ssh_host(**{key: value for key, value in entry.items() if value not in ("", None)})
+            for entry in entries
+        ]
+    except FileNotFoundError:
+        raise DatasetError(f"{path}: does not exist") from None
+    except (ValueError, TypeError, AttributeError) as error:
+        raise DatasetError(f"{path}: no list of hosts ({error})") from None
+    if not hosts:
+        raise DatasetError(f"{path}: lists no hosts")
+    return hosts
+
+
+def interpreter_arguments(host: Host, program: str) -> list[str]:
+    """Return the command line that runs a Python program on a host."""
+    options = ["-u", "-c", program]
+    if host.command and host.command[0] == "ssh":
+        return [*host.command[:-1], f"{host.command[-1]} {shlex.join(options)}"]
+    return [*host.command, *options]
+
+
+def clean_environment() -> dict[str, str]:
+    """Return this process's environment without what would change the allocator of agents."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
