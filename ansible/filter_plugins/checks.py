@@ -1,0 +1,308 @@
+"""Judges what the probes of hosts found. A check is data: host, name, ok, message, remedy."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+Check = dict[str, Any]
+GIB = 1024**3
+
+# Systems that the roles are written for: id -> versions.
+SYSTEMS = {"debian": {"12"}, "ubuntu": {"22.04", "24.04"}}
+MACHINES = {"x86_64", "amd64"}
+OLDEST_DOCKER = (20, 10)
+# The transfer of the probe to a slow host lies within its clock's offset.
+CLOCK_TRANSFER_SECONDS = 10.0
+
+
+def check(host: str, name: str, ok: bool, message: str, remedy: str = "") -> Check:
+    """Return a check's result; the remedy is kept only where something is wrong."""
+    return {
+        "host": host,
+        "name": name,
+        "ok": bool(ok),
+        "message": message,
+        "remedy": "" if ok else remedy,
+    }
+
+
+def _numbers(version: str | None) -> tuple[int, ...]:
+    """Return the leading numbers of a version: 20.10.24+dfsg1 is (20, 10, 24)."""
+    numbers = []
+    for part in (version or "").replace("+", ".").replace("-", ".").split("."):
+        if not part.isdigit():
+            break
+        numbers.append(int(part))
+    return tuple(numbers)
+
+
+def host_checks(probe: Mapping[str, Any], host: str, settings: Mapping[str, Any]) -> list[Check]:
+    """Judge a host before anything is installed on it.
+
+    Args:
+        probe: What host_probe returned.
+        host: The host's name in the inventory.
+        settings: The settings of group_vars/all.yml that bear on it: image_disk_gb, data_disk_gb,
+            docker_data, data_path, memory_gb, clock_offset_seconds, gpus, nvidia_driver_minimum,
+            nvidia_driver_package, ports (name -> number), may_become.
+    """
+    judges: Iterable[Callable[..., list[Check]]] = (
+        _system,
+        _privileges,
+        _clock,
+        _memory,
+        _disks,
+        _gpus,
+        _ports,
+        _docker,
+        _peers,
+    )
+    return [found for judge in judges for found in judge(probe, host, settings)]
+
+
+def _system(probe: Mapping[str, Any], host: str, settings: Mapping[str, Any]) -> list[Check]:
+    del settings
+    system = probe["system"]
+    supported = system["version"] in SYSTEMS.get(system["id"], ())
+    return [
+        check(
+            host,
+            "operating system",
+            supported,
+            system["name"],
+            "use Debian 12, Ubuntu 22.04 or Ubuntu 24.04",
+        ),
+        check(
+            host,
+            "systemd",
+            system["systemd"],
+            "runs" if system["systemd"] else "systemd does not run this host",
+            "boot the host with systemd: master and agents are its services",
+        ),
+        check(
+            host,
+            "architecture",
+            probe["machine"] in MACHINES,
+            probe["machine"],
+            "use an x86-64 host: Determined's images are for that",
+        ),
+    ]
+
+
+def _privileges(probe: Mapping[str, Any], host: str, settings: Mapping[str, Any]) -> list[Check]:
+    del probe
+    may = settings["may_become"]
+    return [
+        check(
+            host,
+            "privileges",
+            may,
+            "may become root" if may else "the user may not become root",
+            "let the user use sudo, and give its password with ARGS=--ask-become-pass",
+        )
+    ]
+
+
+def _clock(probe: Mapping[str, Any], host: str, settings: Mapping[str, Any]) -> list[Check]:
+    offset = probe["clock_offset"]
+    limit = float(settings["clock_offset_seconds"])
+    # Ahead by the time that the probe took to get there, too.
+    ok = -limit <= offset <= limit + CLOCK_TRANSFER_SECONDS
+    return [
+        check(
+            host,
+            "clock",
+            ok,
+            f"{offset:+.0f} s from this machine's",
+            "synchronise the clocks: apt install systemd-timesyncd; timedatectl set-ntp true",
+        )
+    ]
+
+
+def _memory(probe: Mapping[str, Any], host: str, settings: Mapping[str, Any]) -> list[Check]:
+    has, needs = probe["memory"] / GIB, float(settings["memory_gb"])
+    return [
+        check(
+            host,
+            "memory",
+            # A machine sold as 8 GB shows a little less.
+            has >= 0.9 * needs,
+            f"{has:.0f} GiB",
+            f"use a host with {needs:g} GiB, or lower memory_gb",
+        )
+    ]
+
+
+def _disks(probe: Mapping[str, Any], host: str, settings: Mapping[str, Any]) -> list[Check]:
+    wanted = [
+        ("disk for images", settings["docker_data"], settings["image_disk_gb"], "image_disk_gb"),
+        ("disk for data", settings["data_path"], settings["data_disk_gb"], "data_disk_gb"),
+    ]
+    checks = []
+    # What two folders of one disk need is added up.
+    taken: dict[int, float] = defaultdict(float)
+    for name, path, gigabytes, setting in wanted:
+        disk = probe["disks"][path]
+        there = probe["provisioned"] if name == "disk for images" else disk["exists"]
+        needs = 1.0 if there else float(gigabytes)
+        free = disk["free"] / GIB - taken[disk["device"]]
+        taken[disk["device"]] += needs
+        checks.append(
+            check(
+                host,
+                name,
+                free >= needs,
+                f"{disk['free'] / GIB:.0f} GiB free for {path} (needs {needs:g} GiB)",
+                f"make room in {disk['at']}, mount a larger disk at {path}, or lower {setting}",
+            )
+        )
+    return checks
+
+
+def _gpus(probe: Mapping[str, Any], host: str, settings: Mapping[str, Any]) -> list[Check]:
+    gpus, use = probe["gpus"], settings["gpus"]
+    if use == "none":
+        return []
+    on_bus, visible = gpus["on_bus"], gpus["visible"]
+    if not on_bus and not visible:
+        ok = use != "required"
+        return [check(host, "GPUs", ok, "none", "put a GPU in, or set gpus: auto")]
+    minimum = int(settings["nvidia_driver_minimum"])
+    driver = _numbers(gpus["driver"])
+    new_enough = bool(driver) and driver[0] >= minimum
+    will_be_mended = bool(settings["nvidia_driver_package"])
+    install = f"install NVIDIA's driver {minimum} or newer and reboot"
+    name_it = "or let the playbook do it by setting nvidia_driver_package"
+    return [
+        check(
+            host,
+            "NVIDIA driver",
+            new_enough or will_be_mended,
+            gpus["driver"] or "no driver answers nvidia-smi",
+            f"{install}, {name_it}",
+        ),
+        check(
+            host,
+            "GPUs",
+            visible >= on_bus or will_be_mended,
+            f"{visible} of {max(on_bus, visible)} visible: {', '.join(sorted(set(gpus['names'])))}",
+            "see `dmesg | grep NVRM` for why the driver leaves some out",
+        ),
+    ]
+
+
+def _ports(probe: Mapping[str, Any], host: str, settings: Mapping[str, Any]) -> list[Check]:
+    # On a provisioned host they are held by what was installed there.
+    held = set() if probe["provisioned"] else set(probe["ports"])
+    return [
+        check(
+            host,
+            f"port {port}",
+            int(port) not in held,
+            "taken" if int(port) in held else "free",
+            f"stop what listens there (ss -ltnp 'sport = :{port}'), or set another {name}",
+        )
+        for name, port in settings["ports"].items()
+    ]
+
+
+def _docker(probe: Mapping[str, Any], host: str, settings: Mapping[str, Any]) -> list[Check]:
+    del settings
+    docker = probe["docker"]
+    if docker["kind"] is None:
+        return [check(host, "Docker", True, "will be installed")]
+    of_this_kind = docker["kind"] == "docker" and _numbers(docker["version"])[:2] >= OLDEST_DOCKER
+    remedies = {
+        "snap": "remove it (snap remove docker): confined to its snap it cannot mount the data",
+        "podman": "remove podman-docker: Determined's agent needs a Docker engine",
+    }
+    checks = [
+        check(
+            host,
+            "Docker",
+            of_this_kind,
+            f"{docker['kind']} {docker['version']}",
+            remedies.get(docker["kind"], "upgrade it to 20.10 or newer, or remove it"),
+        )
+    ]
+    if docker["daemon_json"]:
+        checks.append(
+            check(
+                host,
+                "daemon.json",
+                False,
+                f"/etc/docker/daemon.json cannot be read: {docker['daemon_json']}",
+                "mend it: settings are merged into it, and it is never overwritten",
+            )
+        )
+    return checks
+
+
+def _peers(probe: Mapping[str, Any], host: str, settings: Mapping[str, Any]) -> list[Check]:
+    del settings
+    checks = []
+    for peer in probe["unreachable"]:
+        where = f"{peer['address']}:{peer['port']}"
+        remedy = (
+            f"open the way from {host} to {where}, or set cluster_address of {peer['name']}"
+            if peer["resolved"]
+            else f"let {peer['address']} resolve on {host} (DNS, /etc/hosts), or set the "
+            f"cluster_address of {peer['name']} to an IP address"
+        )
+        message = f"cannot reach {peer['name']} at {where}: {peer['error']}"
+        checks.append(check(host, "network", False, message, remedy))
+    return checks or [check(host, "network", True, "reaches every host")]
+
+
+def unreached(reasons: Mapping[str, str]) -> list[Check]:
+    """Turn hosts that could not be looked at into failed checks."""
+    remedy = "see that `ssh` to it works from here without a question, and that it has python3"
+    return [
+        check(host, "SSH", False, (reason or "no answer").strip().splitlines()[0], remedy)
+        for host, reason in reasons.items()
+    ]
+
+
+def cluster_checks(probes: Mapping[str, Mapping[str, Any]], different: bool) -> list[Check]:
+    """Judge what no single host can show: whether the agents have equally many GPUs."""
+    counts = {host: probe["gpus"]["visible"] for host, probe in probes.items()}
+    if len(set(counts.values())) <= 1 or different:
+        return []
+    listed = ", ".join(f"{host} {count}" for host, count in counts.items())
+    remedy = (
+        "a trial on several hosts takes equally many slots of each: take the odd hosts out, "
+        "or set different_gpu_counts: true"
+    )
+    return [check("all", "equal GPU counts", False, f"GPUs: {listed}", remedy)]
+
+
+def failed(checks: Iterable[Check]) -> list[Check]:
+    """Return the checks that failed."""
+    return [found for found in checks if not found["ok"]]
+
+
+def check_lines(checks: Iterable[Check]) -> list[str]:
+    """Return one line a check for people, with the remedy beneath a failed one."""
+    lines = []
+    for found in checks:
+        mark = "ok  " if found["ok"] else "FAIL"
+        lines.append(f"{mark} {found['host']}: {found['name']}: {found['message']}")
+        if not found["ok"]:
+            lines.append(f"     -> {found['remedy']}")
+    return lines
+
+
+class FilterModule:
+    """What Ansible looks for."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        """Return the filters by their names in templates."""
+        return {
+            "host_checks": host_checks,
+            "unreached": unreached,
+            "cluster_checks": cluster_checks,
+            "failed_checks": failed,
+            "check_lines": check_lines,
+        }

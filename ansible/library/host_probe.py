@@ -1,0 +1,190 @@
+#!/usr/bin/python
+"""Looks at a host and changes nothing: what the preflight and the doctor judge by."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+DOCUMENTATION = """
+module: host_probe
+short_description: Look at a host without changing it
+description:
+  - Returns what the checks of a host need as plain data. Needs no privileges and no package.
+options:
+  paths:
+    description: Paths to find free space for; of a missing one the nearest parent is looked at.
+    type: list
+    elements: str
+    default: []
+  peers:
+    description: TCP ports that this host should reach, as name, address and port.
+    type: list
+    elements: dict
+    default: []
+  reference_time:
+    description: The control machine's clock in seconds since 1970.
+    type: float
+    required: true
+author: The project's authors
+"""
+
+NVIDIA_VENDOR = "0x10de"
+TIMEOUT_SECONDS = 10
+
+
+def _output(*command: str) -> str | None:
+    """Return a command's output, or None if it is missing or fails."""
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _read(path: str | Path) -> str:
+    """Return a file's text, or nothing if it cannot be read."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError:
+        return ""
+
+
+def system() -> dict[str, Any]:
+    """Return the distribution's id and version from os-release."""
+    lines = _read("/etc/os-release").splitlines()
+    pairs = dict(line.split("=", 1) for line in lines if "=" in line)
+    values = {key: value.strip("\"'") for key, value in pairs.items()}
+    return {
+        "id": values.get("ID", ""),
+        "version": values.get("VERSION_ID", ""),
+        "name": values.get("PRETTY_NAME", platform.platform()),
+        "systemd": Path("/run/systemd/system").is_dir(),
+    }
+
+
+def memory_bytes() -> int:
+    """Return the host's memory."""
+    for line in _read("/proc/meminfo").splitlines():
+        if line.startswith("MemTotal:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def disk(path: str) -> dict[str, Any]:
+    """Return the device and its free bytes where `path` is, or would be made."""
+    wanted = Path(path)
+    place = next(folder for folder in (wanted, *wanted.parents) if folder.exists())
+    return {
+        "exists": place == wanted,
+        "at": str(place),
+        "device": place.stat().st_dev,
+        "free": shutil.disk_usage(place).free,
+    }
+
+
+def gpus() -> dict[str, Any]:
+    """Return how many NVIDIA GPUs the bus has and how many the driver sees."""
+    on_bus = 0
+    for device in Path("/sys/bus/pci/devices").glob("*"):
+        display = _read(device / "class").startswith("0x03")
+        on_bus += display and _read(device / "vendor").strip() == NVIDIA_VENDOR
+    query = "--query-gpu=name,driver_version"
+    listed = _output("nvidia-smi", query, "--format=csv,noheader") or ""
+    rows = [line.rsplit(", ", 1) for line in listed.splitlines() if ", " in line]
+    return {
+        "on_bus": on_bus,
+        "visible": len(rows),
+        "names": [row[0] for row in rows],
+        "driver": rows[0][1] if rows else None,
+    }
+
+
+def listening_ports() -> list[int]:
+    """Return the TCP ports that something listens on."""
+    ports: set[int] = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in _read(table).splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A":
+                ports.add(int(fields[1].rsplit(":", 1)[1], 16))
+    return sorted(ports)
+
+
+def docker() -> dict[str, str | None]:
+    """Return what Docker there is, and whether its daemon.json can be read as such."""
+    found = shutil.which("docker", path="/usr/bin:/usr/local/bin:/bin:/snap/bin")
+    if found is None:
+        return {"kind": None, "version": None, "daemon_json": None}
+    version = _output(found, "--version") or ""
+    kind = "docker"
+    if found.startswith("/snap/") or "/snap" in str(Path(found).resolve()):
+        kind = "snap"
+    elif "podman" in version.lower():
+        kind = "podman"
+    words = version.replace(",", " ").split()
+    number = words[words.index("version") + 1] if "version" in words else None
+    text = _read("/etc/docker/daemon.json")
+    problem = None
+    try:
+        if not isinstance(json.loads(text or "{}"), dict):
+            problem = "it holds no JSON object"
+    except ValueError as error:
+        problem = str(error)
+    return {"kind": kind, "version": number, "daemon_json": problem}
+
+
+def reach(peer: dict[str, Any]) -> dict[str, Any] | None:
+    """Try to open a connection; return the peer with the error, or None where it works."""
+    try:
+        with socket.create_connection((peer["address"], int(peer["port"])), TIMEOUT_SECONDS):
+            return None
+    except OSError as error:
+        return {**peer, "error": str(error), "resolved": not isinstance(error, socket.gaierror)}
+
+
+def main() -> None:
+    """Run as an Ansible module."""
+    module = AnsibleModule(
+        argument_spec={
+            "paths": {"type": "list", "elements": "str", "default": []},
+            "peers": {"type": "list", "elements": "dict", "default": []},
+            "reference_time": {"type": "float", "required": True},
+        },
+        supports_check_mode=True,
+    )
+    offset = time.time() - module.params["reference_time"]
+    with ThreadPoolExecutor(32) as pool:
+        unreachable = [error for error in pool.map(reach, module.params["peers"]) if error]
+    module.exit_json(
+        changed=False,
+        probe={
+            "system": system(),
+            "machine": platform.machine(),
+            "cpus": os.cpu_count(),
+            "memory": memory_bytes(),
+            "clock_offset": offset,
+            "disks": {path: disk(path) for path in module.params["paths"]},
+            "gpus": gpus(),
+            "ports": listening_ports(),
+            "docker": docker(),
+            "unreachable": unreachable,
+            "provisioned": Path("/etc/determined").is_dir(),
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
