@@ -11,7 +11,7 @@ Series = tuple[Sequence[float], Sequence[float]]
 """x and y of a curve, of one length."""
 
 # Okabe and Ito's colours, which people who see colours differently can tell apart.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _INK = "#333333"
 
 
@@ -23,9 +23,9 @@ def plot_losses(training: Mapping[str, Series], validation: Mapping[str, Series]
         validation: losses by name, drawn dashed with a mark at each evaluation. A name that
             training has too takes the same colour.
     """
-    figure, axes = _figure("Loss", "batches", "loss")
+    figure, axes = new_figure("Loss", "batches", "loss")
     names = list(dict.fromkeys([*training, *validation]))
-    color = {name: _COLORS[n % len(_COLORS)] for n, name in enumerate(names)}
+    color = {name: COLORS[n % len(COLORS)] for n, name in enumerate(names)}
     for name, (x, y) in training.items():
         axes.plot(x, y, color=color[name], linewidth=1.6, label=f"training: {name}")
     for name, (x, y) in validation.items():
@@ -51,7 +51,7 @@ def plot_losses(training: Mapping[str, Series], validation: Mapping[str, Series]
 
 def plot_average_precision(curves: Mapping[str, Series]) -> Figure:
     """Average precision against epochs, with the last value at the end of each curve."""
-    figure, axes = _figure("Average precision on the validation split", "epochs", "AP")
+    figure, axes = new_figure("Average precision on the validation split", "epochs", "AP")
     highest = 0.0
     for (name, (x, y)), color in zip(curves.items(), _cycled(len(curves)), strict=True):
         axes.plot(x, y, color=color, linewidth=1.8, marker="o", markersize=3.5, label=name)
@@ -97,7 +97,7 @@ def save_figure(figure: Figure, stem: Path) -> list[Path]:
     return files
 
 
-def _figure(title: str, x: str, y: str) -> tuple[Figure, Axes]:
+def new_figure(title: str, x: str, y: str) -> tuple[Figure, Axes]:
     """An empty figure in the look of all of them; not pyplot's, which would hold on to it."""
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
@@ -112,4 +112,4 @@ def _figure(title: str, x: str, y: str) -> tuple[Figure, Axes]:
 
 
 def _cycled(count: int) -> list[str]:
-    return [_COLORS[n % len(_COLORS)] for n in range(count)]
+    return [COLORS[n % len(COLORS)] for n in range(count)]
