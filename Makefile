@@ -6,7 +6,11 @@ SHELL := bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-builtin-rules
 
-CONFIG ?= experiments/local.yaml
+# Without a word about the experiment, train-local trains the tiny detector.
+ifeq ($(origin CONFIG),undefined)
+    local_overlay := experiments/overlays/mini.yaml
+endif
+CONFIG ?= experiments/const.yaml
 # The cluster that commands talk to: local is this machine's, main the inventory's.
 CLUSTER ?= main
 MINI_COCO := data/mini-coco
@@ -29,7 +33,7 @@ mini_if_no_data = $(if $(DATA),,$(PY) -m cocodata mini $(MINI_COCO))
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-17s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: setup
 setup: ## Make the environment .venv from the lock (PYTHON= names a Python 3.11)
@@ -64,7 +68,7 @@ coco-verify: setup ## Decode every image, compare all hashes; REPAIR=1 mends (DA
 	@$(PY) -m cocodata verify "$(dataset_folder)" $(if $(REPAIR),--repair $(archive_options)) $(ARGS)
 
 .PHONY: coco-pack
-coco-pack: setup ## Seal a verified data set into one read-only image for coco-sync (DATASET= DATA=)
+coco-pack: setup ## Seal a verified data set into one image for coco-sync (DATASET= DATA=)
 	@$(PY) -m cocodata pack "$(dataset_folder)" data/packed --name "$(DATASET)"
 
 .PHONY: coco-manifest
@@ -73,9 +77,10 @@ coco-manifest: setup ## Write a data set's manifest: sizes, hashes and its versi
 	@$(PY) -m cocodata manifest "$(DATA)"
 
 .PHONY: train-local
-train-local: setup ## Train here without a cluster (DATA= CONFIG= OUT= HPARAMS="lr=.1 epochs=3")
+train-local: setup ## Train here without a cluster (DATA= CONFIG= OVERLAY= OUT= HPARAMS="lr=.1")
 	@$(mini_if_no_data)
 	@$(PY) experiments/train.py --config "$(CONFIG)" --data "$(data_folder)" \
+	    $(foreach overlay,$(or $(OVERLAY),$(local_overlay)),--overlay "$(overlay)") \
 	    $(if $(OUT),--out "$(OUT)") $(foreach setting,$(HPARAMS),--set '$(setting)') $(ARGS)
 
 # A folder or file here; or, with EXPERIMENT= (its id, or a checkpoint's UUID), one of a cluster's.
@@ -83,14 +88,14 @@ find_checkpoint = checkpoint=$(if $(EXPERIMENT),"$$($(PY) -m cluster fetch "$(EX
     --cluster "$(CLUSTER)")","$(CHECKPOINT)")
 
 .PHONY: evaluate
-evaluate: setup ## Print COCO's metrics of a checkpoint (CHECKPOINT= or EXPERIMENT=, DATA= OUT= MODEL=)
+evaluate: setup ## Print COCO's metrics (CHECKPOINT= or EXPERIMENT=, DATA= OUT= MODEL=)
 	$(if $(EXPERIMENT),,$(call need,CHECKPOINT,CHECKPOINT=runs/... DATA=...))
 	@$(mini_if_no_data)
 	@$(find_checkpoint); $(PY) experiments/evaluate.py --checkpoint "$$checkpoint" \
 	    --data "$(data_folder)" $(if $(OUT),--out "$(OUT)") $(if $(MODEL),--model "$(MODEL)") $(ARGS)
 
 .PHONY: predict
-predict: setup ## Draw what a checkpoint detects (CHECKPOINT= or EXPERIMENT=, IMAGES= OUT= MODEL=)
+predict: setup ## Draw detections (CHECKPOINT= or EXPERIMENT=, IMAGES= OUT= MODEL=)
 	$(if $(EXPERIMENT),,$(call need,CHECKPOINT,CHECKPOINT=runs/... IMAGES=folder))
 	$(call need,IMAGES,CHECKPOINT=runs/... IMAGES=folder)
 	@$(find_checkpoint); $(PY) experiments/predict.py --checkpoint "$$checkpoint" \

@@ -1,5 +1,6 @@
 """The command line behind the make targets that talk to a cluster."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -75,8 +76,7 @@ def train_command(
     """Submit an experiment and follow it to its end; fail unless it COMPLETED."""
     connection = load_connection(cluster)
     arguments = config_arguments(_data_settings(connection))
-    for overlay in overlays or []:
-        arguments += overlay_arguments(overlay)
+    arguments += overlay_arguments(overlays or [])
     for change in changes or []:
         arguments += ["--config", change]
     experiment = submit(connection, config, arguments)
@@ -86,9 +86,15 @@ def train_command(
     _follow(cluster, experiment)
 
 
+@app.command("overlay")
+def overlay_command(files: list[Path]) -> None:
+    """Print overlays as arguments of `det experiment create`."""
+    print(shlex.join(overlay_arguments(files)))
+
+
 @app.command("fetch")
 def fetch_command(what: str, *, cluster: ClusterOption = "main") -> None:
-    """Bring a checkpoint here and print its folder: an experiment's best one, or one by its UUID."""
+    """Bring a checkpoint here (an experiment's best, or one by its UUID); print its folder."""
     print(fetch(load_connection(cluster), what, ROOT / "runs" / "checkpoints"))
 
 

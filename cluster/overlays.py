@@ -4,31 +4,30 @@ Determined's command line takes changes as `--config key.inner=value`. An overla
 changes, and this module writes them out, so that the same overlay works with `make` and by hand.
 """
 
-import json
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from cluster.errors import ClusterError
+from experiments.config import ConfigError, apply_overlay, read_yaml
 
 
-def overlay_arguments(file: Path) -> list[str]:
-    """The `--config` arguments of an overlay.
+def overlay_arguments(files: Sequence[Path]) -> list[str]:
+    """The `--config` arguments of overlays, of which a later one changes those before it.
 
     Raises:
-        ClusterError: The file is missing or is not a mapping.
+        ClusterError: A file is missing or is not a mapping.
     """
-    try:
-        content = yaml.safe_load(file.read_text())
-    except FileNotFoundError as error:
-        raise ClusterError(f"there is no overlay {file}") from error
-    except yaml.YAMLError as error:
-        raise ClusterError(f"{file} is not YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise ClusterError(f"{file} must be a mapping, as an experiment's configuration is")
-    return config_arguments(content)
+    merged: dict[str, Any] = {}
+    for file in files:
+        try:
+            apply_overlay(merged, read_yaml(file))
+        except ConfigError as error:
+            raise ClusterError(f"overlay {error}") from error
+    return config_arguments(merged)
 
 
 def config_arguments(changes: Mapping[str, Any]) -> list[str]:
@@ -51,9 +50,11 @@ def _flatten(changes: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str
 
 
 def _written(key: str, value: Any) -> str:
-    """A value as Determined's command line reads it: JSON for lists, YAML for the rest."""
+    """A value as Determined's command line reads it: YAML on one line."""
     if not isinstance(value, str):
-        return json.dumps(value)
+        # Not JSON, whose 1e-05 is a text in YAML.
+        dumped = yaml.safe_dump(value, default_flow_style=True, width=sys.maxsize)
+        return dumped.removesuffix("...\n").strip()
     if "," in value or value.startswith(("[", "{")) or yaml.safe_load(value) != value:
         raise ClusterError(
             f"{key}: the text {value!r} cannot be given on a command line, which reads it as "

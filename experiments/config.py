@@ -86,6 +86,16 @@ def apply_settings(config: dict[str, Any], settings: Sequence[str]) -> None:
         hyperparameters[name.strip()] = yaml.safe_load(value)
 
 
+def apply_overlay(config: dict[str, Any], overlay: Mapping[str, Any]) -> None:
+    """Change a configuration as Determined's command line does: mappings merge, others replace."""
+    for key, value in overlay.items():
+        inner = config.get(key)
+        if isinstance(value, Mapping) and isinstance(inner, dict):
+            apply_overlay(inner, value)
+        else:
+            config[key] = value
+
+
 def _period(config: Mapping[str, Any], key: str) -> Period:
     value = config.get(key)
     if value is None:

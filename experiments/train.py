@@ -38,6 +38,7 @@ from experiments.communication import communicator, start_distributed  # noqa: E
 from experiments.config import (  # noqa: E402
     ConfigError,
     ExperimentConfig,
+    apply_overlay,
     apply_settings,
     parse_config,
     read_yaml,
@@ -224,6 +225,10 @@ def main(
     data: Annotated[
         Path | None, typer.Option(help="Data set folder in COCO's layout; else data.path.")
     ] = None,
+    overlays: Annotated[
+        list[Path] | None,
+        typer.Option("--overlay", help="A YAML file of changes to --config; may be repeated."),
+    ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="A hyperparameter, such as lr=0.01.")
     ] = None,
@@ -240,9 +245,11 @@ def main(
         if info is not None and info.task_type == "TRIAL":
             train_on_cluster(info)
         elif config is None:
-            raise ConfigError("no cluster here: give --config FILE, such as experiments/local.yaml")
+            raise ConfigError("no cluster here: give --config FILE, such as experiments/const.yaml")
         else:
             raw = read_yaml(config)
+            for overlay in overlays or []:
+                apply_overlay(raw, read_yaml(overlay))
             apply_settings(raw, settings or [])
             if data is not None:
                 raw["data"] = {**(raw.get("data") or {}), "path": str(data)}

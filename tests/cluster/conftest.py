@@ -38,9 +38,7 @@ def _pulled(image: str) -> bool:
 
 
 @pytest.fixture(scope="session")
-def cluster(
-    mini_coco: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[TestCluster]:
+def cluster(mini_coco: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestCluster]:
     """A running cluster with one agent of four slots."""
     reason = missing()
     if reason:

@@ -44,12 +44,9 @@ def test_const_is_the_run_without_a_cluster(cluster: TestCluster, tmp_path: Path
             assert {k: there[k] for k in shared} == {k: entry[k] for k in shared}
 
 
-def test_ranks_give_the_losses_of_one_process(
-    cluster: TestCluster, tmp_path: Path
-) -> None:
+def test_ranks_give_the_losses_of_one_process(cluster: TestCluster, tmp_path: Path) -> None:
     """Four ranks of one agent through Horovod, two each of two agents through torch."""
-    short = {"scheduling_unit": 1, "hyperparameters": {**launched.HPARAMS, **COMPARABLE}}
-    short["hyperparameters"] |= {"pretrained_backbone": False, "amp": False}
+    short = {"hyperparameters": COMPARABLE}
     one = cluster.submit("const", **short)
     horovod = cluster.submit("distributed", **short)
     cluster.wait(one)
@@ -74,19 +71,16 @@ def test_an_adaptive_search(cluster: TestCluster) -> None:
         resources={"slots_per_trial": 1},
         entrypoint="python3 experiments/train.py",
         searcher={"max_trials": 8, "max_time": 4},
-        hyperparameters={
-            **{k: v for k, v in launched.HPARAMS.items() if k not in ("opt", "lr")},
-            "pretrained_backbone": False,
-            "amp": False,
-            "warmup_epochs": 0,
-            "cooldown_epochs": 0,
-        },
+        hyperparameters={"warmup_epochs": 0, "cooldown_epochs": 0},
+        without=("opt", "lr"),
         min_validation_period={"epochs": 1},
     )
     cluster.wait(experiment, seconds=900)
     trials = list(experiment.iter_trials())
     assert len(trials) >= 8
-    lengths = {trial.id: max(e["batches"] for e in cluster.reports(trial, "training")) for trial in trials}
+    lengths = {
+        trial.id: max(e["batches"] for e in cluster.reports(trial, "training")) for trial in trials
+    }
     assert max(lengths.values()) == 24
     assert min(lengths.values()) < 24
 

@@ -16,8 +16,7 @@ from tests.experiments import launched
 pytestmark = pytest.mark.cluster
 
 # 48 images in batches of 8: 120 batches.
-LENGTH: dict[str, Any] = {"hyperparameters": {**launched.HPARAMS, "epochs": 20}}
-LENGTH["hyperparameters"] |= {"pretrained_backbone": False, "amp": False}
+LENGTH: dict[str, Any] = {"hyperparameters": {"epochs": 20}}
 FAULT_AT = 30
 
 
@@ -112,9 +111,7 @@ def flip_a_byte(file: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [truncate, flip_a_byte])
-def test_a_damaged_checkpoint(
-    damage: Any, cluster: TestCluster, undisturbed: Any
-) -> None:
+def test_a_damaged_checkpoint(damage: Any, cluster: TestCluster, undisturbed: Any) -> None:
     """The trial says so, and goes back to the newest one that is sound."""
     experiment, trial = begin(cluster)
     experiment.pause()

@@ -20,6 +20,8 @@ from experiments.checkpoint import allow_checkpoint_globals
 from tests.experiments.launched import HPARAMS
 
 DATA_IN_TRIALS = "/data/coco"
+# What a GPU's settings become where there is none.
+SMALL: dict[str, Any] = {"pretrained_backbone": False, "amp": False, "min_loss_scale": None}
 
 
 @dataclass
@@ -68,8 +70,16 @@ class TestCluster:
             ["docker", *arguments], capture_output=True, text=True, check=True
         ).stdout.strip()
 
-    def submit(self, config: str = "const", /, **changes: Any) -> Experiment:
-        """Submit one of experiments/'s files, shrunk as the tests of resume shrink theirs."""
+    def submit(
+        self, config: str = "const", /, *, without: tuple[str, ...] = (), **changes: Any
+    ) -> Experiment:
+        """Submit one of experiments/'s files, shrunk as the tests of resume shrink theirs.
+
+        Args:
+            config: The file's name.
+            without: Hyperparameters of those that are left as the file has them.
+            changes: More changes to the file; those of mappings are merged.
+        """
         overlay: dict[str, Any] = {
             "data": {"version": self.connection.data_version},
             "bind_mounts": [
@@ -80,7 +90,7 @@ class TestCluster:
                 }
             ],
             "environment": {"environment_variables": ["OMP_NUM_THREADS=2"]},
-            "hyperparameters": {"pretrained_backbone": False, "amp": False, **HPARAMS},
+            "hyperparameters": {**SMALL, **HPARAMS},
             "min_validation_period": {"batches": 10},
             "min_checkpoint_period": {"batches": 6},
             "scheduling_unit": 1,
@@ -91,6 +101,8 @@ class TestCluster:
             else:
                 overlay[key] = value
         file = ROOT / "experiments" / f"{config}.yaml"
+        for name in without:
+            del overlay["hyperparameters"][name]
         number = submit(self.connection, file, config_arguments(overlay))
         return self.master.get_experiment(number)
 
@@ -191,5 +203,3 @@ class TestCluster:
         """Trial containers that run on this engine for this cluster's agents."""
         rows = self.docker("ps", "--filter", "label=ai.determined.container.id", "--quiet")
         return rows.split()
-
-

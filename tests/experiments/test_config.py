@@ -1,12 +1,22 @@
 """The experiment's configuration, its periods, and when the trainer stops."""
 
+import copy
 from pathlib import Path
 
 import pytest
+from determined.cli import ntsc
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.config import ConfigError, Period, apply_settings, parse_config, read_yaml
+from cluster.overlays import overlay_arguments
+from experiments.config import (
+    ConfigError,
+    Period,
+    apply_overlay,
+    apply_settings,
+    parse_config,
+    read_yaml,
+)
 from experiments.hparams import HParamError
 from experiments.periods import Every
 from experiments.trial import step_seed
@@ -92,3 +102,25 @@ def test_a_resumed_run_stops_where_the_straight_one_did(
 def test_step_seeds_differ(one: tuple[int, int, int], other: tuple[int, int, int]) -> None:
     assert 0 <= step_seed(*one) < 2**64
     assert (step_seed(*one) == step_seed(*other)) == (one == other)
+
+
+@pytest.mark.parametrize(
+    ("name", "overlays"),
+    [("const", ["mini"]), ("distributed", ["mini"]), ("adaptive", ["mini", "mini-search"])],
+)
+def test_overlays_change_a_configuration_as_determineds_command_line_does(
+    name: str, overlays: list[str]
+) -> None:
+    files = [Path(f"experiments/overlays/{overlay}.yaml") for overlay in overlays]
+    ours = read_yaml(Path(f"experiments/{name}.yaml"))
+    theirs = ntsc.parse_config_overrides(copy.deepcopy(ours), overlay_arguments(files)[1::2])
+    for file in files:
+        apply_overlay(ours, read_yaml(file))
+    if name == "adaptive":  # its values are the searcher's
+        assert ours["hyperparameters"]["lr"]["type"] == "log"
+        ours["hyperparameters"]["lr"], theirs["hyperparameters"]["lr"] = {}, {}
+        ours["hyperparameters"]["opt"], theirs["hyperparameters"]["opt"] = {}, {}
+        ours["hyperparameters"]["weight_decay"] = theirs["hyperparameters"]["weight_decay"]
+    else:
+        parse_config(ours)
+    assert ours == theirs

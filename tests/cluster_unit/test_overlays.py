@@ -1,0 +1,62 @@
+"""Overlays reach Determined's own command line as what they say."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from determined.cli import ntsc
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cluster.connection import ROOT
+from cluster.errors import ClusterError
+from cluster.overlays import config_arguments, overlay_arguments
+
+names = st.from_regex(r"[a-z][a-z_0-9]{0,8}", fullmatch=True)
+values = (
+    st.booleans()
+    | st.integers(-(10**6), 10**6)
+    | st.floats(allow_nan=False, allow_infinity=False, width=32)
+    | st.lists(st.integers(0, 9) | names, max_size=3)
+    | st.from_regex(r"/[a-z]{1,5}(/[a-z]{1,5}){0,2}( -- [a-z]{1,4})?", fullmatch=True)
+)
+nested = st.dictionaries(names, values | st.dictionaries(names, values, min_size=1), min_size=1)
+
+
+def parsed(arguments: list[str]) -> dict[str, Any]:
+    """What `det experiment create` makes of the arguments."""
+    assert arguments[::2] == ["--config"] * (len(arguments) // 2)
+    config: dict[str, Any] = ntsc.parse_config_overrides({}, arguments[1::2])
+    return config
+
+
+@given(nested)
+@settings(deadline=None)
+def test_every_change_arrives(changes: dict[str, Any]) -> None:
+    assert parsed(config_arguments(changes)) == changes
+
+
+@pytest.mark.parametrize("text", ["a,b", "[1]", "{a: 1}", "12", "true", "null", "1e3: x"])
+def test_texts_that_would_arrive_as_something_else_are_refused(text: str) -> None:
+    with pytest.raises(ClusterError, match=r"hyperparameters\.opt"):
+        config_arguments({"hyperparameters": {"opt": text}})
+
+
+def test_files_that_are_no_overlays_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ClusterError, match="cannot be read"):
+        overlay_arguments([tmp_path / "none.yaml"])
+    file = tmp_path / "list.yaml"
+    file.write_text("- 1\n")
+    with pytest.raises(ClusterError, match="mapping"):
+        overlay_arguments([file])
+    file.write_text("a: [\n")
+    with pytest.raises(ClusterError, match="is not YAML"):
+        overlay_arguments([file])
+
+
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "experiments" / "overlays").glob("*.yaml")), ids=lambda f: f.stem
+)
+def test_the_overlays_of_this_project_arrive(file: Path) -> None:
+    assert parsed(overlay_arguments([file])) == yaml.safe_load(file.read_text())

@@ -1,0 +1,107 @@
+"""The image's parts that need no engine: names, versions, the log's summary."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from cluster.local import read_env
+
+ROOT = Path(__file__).parents[2]
+
+
+def load(name: str) -> ModuleType:
+    """A script of docker/, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docker" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_dockerfile_defaults_to_the_base_in_the_versions_file() -> None:
+    base = read_env(ROOT / "versions.env")["BASE_IMAGE"]
+    assert f"\nARG BASE_IMAGE={base}\n" in (ROOT / "docker" / "Dockerfile").read_text()
+
+
+def test_the_images_name_changes_with_what_it_is_made_from(tmp_path: Path) -> None:
+    for part in ("versions.env", "pyproject.toml", "requirements.lock", "requirements-uv.txt"):
+        (tmp_path / part).write_bytes((ROOT / part).read_bytes())
+    (tmp_path / "docker").mkdir()
+    for file in (*(ROOT / "docker").glob("*.sh"), *(ROOT / "docker").glob("*.txt")):
+        (tmp_path / "docker" / file.name).write_bytes(file.read_bytes())
+        (tmp_path / "docker" / file.name).chmod(0o755)
+    (tmp_path / "docker" / "Dockerfile").write_text("FROM a\n")
+
+    def name() -> str:
+        return subprocess.check_output([tmp_path / "docker" / "image-name.sh"], text=True).strip()
+
+    first = name()
+    assert first.startswith("efficientdet-determined:0.38.1-")
+    assert name() == first
+    (tmp_path / "docker" / "Dockerfile").write_text("FROM b\n")
+    assert name() != first
+
+
+def test_versions_are_held_against_the_lock(tmp_path: Path) -> None:
+    check_image = load("check_image")
+    pins = check_image.locked_versions(ROOT / "requirements.lock")
+    assert pins["torch"] == "2.14.1"
+    assert pins["determined"] == "0.38.1"
+    wrong = tmp_path / "lock"
+    wrong.write_text("torch==1.0 \\\n    --hash=sha256:00\n")
+    with pytest.raises(check_image.CheckError, match=r"torch 2\.14\.1.* \(the lock has 1\.0\)"):
+        check_image.check_versions(wrong)
+
+
+def test_the_builds_log_is_summed_up() -> None:
+    build_image = load("build_image")
+    steps: dict[str, object] = {}
+    for line in (
+        "#5 [system 2/2] RUN --mount=type=cache,target=/x apt-get update",
+        "#5 0.305 Hit:1 somewhere",
+        "#5 DONE 31.2s",
+        "#6 [environment 1/5] COPY a b",
+        "#6 CACHED",
+        "#7 exporting to image",
+        "#7 DONE 2.0s",
+    ):
+        build_image.parse_log_line(line, steps)
+    assert [(s.stage, s.seconds, s.cached) for s in steps.values()] == [
+        ("system 2/2", 31.2, False),
+        ("environment 1/5", 0.0, True),
+    ]
+
+
+def test_secrets_and_proxies_reach_the_build_and_stay_out_of_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    build_image = load("build_image")
+    bundle = tmp_path / "ca.pem"
+    bundle.write_text("certificates")
+    monkeypatch.setenv("SSL_CERT_FILE", str(bundle))
+    monkeypatch.setenv("UV_DEFAULT_INDEX", "https://user:password@mirror.example/simple")
+    monkeypatch.setenv("https_proxy", "http://proxy.example:3128")
+    command = build_image.build_command("name:tag", "debian:12", [])
+    assert f"id=ca_certificates,src={bundle}" in command
+    assert "id=index_url,env=UV_DEFAULT_INDEX" in command
+    assert not any("password" in part for part in command)
+    assert "https_proxy" in command
+
+
+def test_the_bill_of_materials_names_what_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sbom = load("sbom")
+    monkeypatch.setattr(sbom, "debian_components", list)
+    sbom.main(tmp_path / "sbom.json")
+    content = json.loads((tmp_path / "sbom.json").read_text())
+    purls = [each["purl"] for each in content["components"]]
+    assert "pkg:pypi/torch@2.14.1" in [purl.split("+")[0] for purl in purls]
+    assert purls == sorted(set(purls))
