@@ -101,7 +101,6 @@ class Lab:
         *,
         rate: str | None = None,
         ssh: bool = False,
-        connect_here: bool = False,
         small_disks: dict[int, str] | None = None,
     ) -> None:
         """Describe a lab.
@@ -111,19 +110,15 @@ class Lab:
             hosts: how many.
             rate: of each link in each direction, as tc writes it; None for no limit.
             ssh: whether an SSH server runs on each host.
-            connect_here: whether this machine gets the address .254 on the switch.
             small_disks: sizes of memory file systems for the stores of some hosts, by number.
         """
         self.folder = folder
         self.hosts = [LabHost(self, number) for number in range(1, hosts + 1)]
         self.key = folder / "id"
-        self.own_address = f"{_NETWORK}.254"
         self._rate = rate
         self._ssh = ssh
-        self._connect_here = connect_here
         self._small_disks = small_disks or {}
         self._switch: subprocess.Popen[bytes] | None = None
-        self._link_here = f"lab{os.getpid()}"
 
     def __enter__(self) -> "Lab":
         """Start everything."""
@@ -139,9 +134,6 @@ class Lab:
             self._on_switch("ip", "link", "set", "br0", "up")
             for host in self.hosts:
                 self.start(host)
-            if self._connect_here:
-                self._plug("1", self._link_here, None)
-                _run("ip", "addr", "add", f"{self.own_address}/24", "dev", self._link_here)
         except BaseException:
             self.close()
             raise
@@ -225,10 +217,9 @@ class Lab:
         assert self._switch is not None
         _run("nsenter", "--target", str(self._switch.pid), "--net", *command)
 
-    def _plug(self, process: str, name: str, port: str | None) -> None:
+    def _plug(self, process: str, name: str, port: str) -> None:
         """Connect a process's network to the switch by a shaped link."""
         assert self._switch is not None
-        port = port or "here"
         self._on_switch(
             *("ip", "link", "add", port, "type", "veth"),
             *("peer", "name", name, "netns", process),

@@ -64,18 +64,14 @@ class Seal:
     made_by: str
 
 
-def seal_path(folder: Path, name: str) -> Path:
-    """Return where the seal of the newest packed version of a data set is."""
-    return folder / f"{name}.json"
-
-
-def read_seal(folder: Path, name: str) -> Seal:
-    """Read what was packed last, and look that it is there.
+def read_seal(packed: Path, name: str) -> Seal:
+    """Read what was packed last of a data set, and look that its image is there.
 
     Raises:
         DatasetError: nothing was packed, or it is damaged.
     """
-    path = seal_path(folder, name)
+    folder = packed / name
+    path = folder / SEAL
     remedy = f"Pack it with `make coco-pack DATASET={name}`"
     try:
         seal = Seal(**orjson.loads(path.read_bytes()))

@@ -58,7 +58,7 @@ class _View:
             table.add_row(
                 name,
                 ProgressBar(total=max(1, wanted), completed=done, width=30),
-                Text(news.get("state", "connecting") if not state else state, overflow="ellipsis"),
+                Text(state if state else news.get("state", "connecting"), overflow="ellipsis"),
                 f"{rate_in.per_second() / 1e6:.1f} MB/s",
                 f"{rate_out.per_second() / 1e6:.1f} MB/s",
                 duration(left) if not state and news else "",
@@ -106,7 +106,7 @@ def live_view(size: int, terminal: Path | None = None) -> Iterator[Show]:
 def _live(console: Console, size: int) -> Iterator[Show]:
     view = _View(size, console)
     if not console.is_terminal:
-        yield lambda hosts, source: view.line(hosts)
+        yield lambda hosts, _: view.line(hosts)
         return
     with Live(console=console, refresh_per_second=4, transient=True) as live:
         yield lambda hosts, source: live.update(view.table(hosts, source))
