@@ -140,6 +140,11 @@ follow: setup ## Follow an experiment to its end (EXPERIMENT= CLUSTER=)
 	$(call need,EXPERIMENT,EXPERIMENT=12)
 	@$(PY) -m cluster follow "$(EXPERIMENT)" --cluster "$(CLUSTER)"
 
+.PHONY: report
+report: setup ## Tables, plots, CSV of a cluster's experiments (EXPERIMENTS="1 2" CLUSTER= OUT=)
+	$(call need,EXPERIMENTS,EXPERIMENTS="1 2 3")
+	@$(PY) -m cluster report --cluster "$(CLUSTER)" $(if $(OUT),--out "$(OUT)") -- "$(EXPERIMENTS)"
+
 .PHONY: test
 test: setup ## Lint, then run the tests (TESTS= chooses some)
 	@$(PY) tools/run_tests.py $(TESTS)

@@ -13,6 +13,7 @@ from cluster.errors import ClusterError
 from cluster.follow import follow
 from cluster.local import LocalCluster
 from cluster.overlays import config_arguments, overlay_arguments
+from cluster.report import experiment_numbers, write_report
 from cluster.submit import submit
 from experiments.progress import print_error
 
@@ -102,6 +103,19 @@ def fetch_command(what: str, *, cluster: ClusterOption = "main") -> None:
 def follow_command(experiment: int, *, cluster: ClusterOption = "main") -> None:
     """Follow an experiment to its end; fail unless it COMPLETED."""
     _follow(cluster, experiment)
+
+
+@app.command("report")
+def report_command(
+    experiments: Annotated[str, typer.Argument(help="Their numbers, such as '1 2 3'.")],
+    *,
+    cluster: ClusterOption = "main",
+    out: Annotated[Path, typer.Option(help="Folder of the report.")] = ROOT / "runs" / "report",
+) -> None:
+    """Write what experiments have reported as tables, plots and CSV."""
+    numbers = experiment_numbers(experiments)
+    readme = write_report(load_connection(cluster), numbers, out)
+    console.print(f"The report is in {readme}", highlight=False, soft_wrap=True)
 
 
 def _data_settings(connection: Connection) -> dict[str, Any]:

@@ -1,0 +1,167 @@
+"""The plots of a report, in the look of those of a single run."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from cluster.report.records import ExperimentRecord
+from cluster.report.search import Outcome, SearchedTrial
+from cluster.report.speed import ScalingPoint
+from experiments.evaluation.plots import COLORS, Series, new_figure
+
+_LINES = ("-", "--", ":", "-.")
+_GREY = "#999999"
+_OUTCOME_COLORS = {
+    Outcome.FINISHED: COLORS[2],
+    Outcome.STOPPED: _GREY,
+    Outcome.FAILED: COLORS[1],
+    Outcome.CANCELED: COLORS[3],
+    Outcome.RUNNING: COLORS[4],
+}
+
+
+def label_of(experiment: ExperimentRecord) -> str:
+    """An experiment's name in a legend."""
+    slots = "1 slot" if experiment.slots == 1 else f"{experiment.slots} slots"
+    trial = f", best trial {experiment.shown.id}" if experiment.is_search else ""
+    return f"{slots} (experiment {experiment.id}{trial})"
+
+
+def plot_speed(workloads: Mapping[str, Sequence[ScalingPoint]]) -> Figure:
+    """Samples per second by number of slots: measured with quartiles, and the ideal line.
+
+    The measured line of a workload goes through its fastest experiment of each number of slots.
+    """
+    figure, axes = new_figure("Training speed", "slots", "samples per second")
+    for number, (name, points) in enumerate(workloads.items()):
+        color, several = COLORS[number % len(COLORS)], len(workloads) > 1
+        fastest = {
+            point.slots: point.speed.median
+            for point in sorted(points, key=lambda point: point.speed.median)
+        }
+        slots = sorted(fastest)
+        if len(slots) > 1:
+            ends = (slots[0], slots[-1])
+            ideal = {point.slots: point.ideal for point in points}
+            axes.plot(
+                ends,
+                [ideal[end] for end in ends],
+                color=color if several else _GREY,
+                linestyle="--",
+                linewidth=1.2,
+                label=f"ideal: {name}" if several else "ideal",
+            )
+        axes.plot(slots, [fastest[each] for each in slots], color=color, linewidth=1.8)
+        axes.errorbar(
+            [point.slots for point in points],
+            [point.speed.median for point in points],
+            yerr=[
+                [point.speed.median - point.speed.low for point in points],
+                [point.speed.high - point.speed.median for point in points],
+            ],
+            color=color,
+            linestyle="none",
+            marker="o",
+            markersize=5,
+            capsize=3,
+            label=name if several else "measured",
+        )
+    shown = [point for points in workloads.values() for point in points]
+    axes.set_xticks(sorted({point.slots for point in shown}))
+    axes.set_xlim(0, max(point.slots for point in shown) * 1.08)
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False, fontsize=9, loc="upper left")
+    return figure
+
+
+def plot_loss(curves: Mapping[str, Series]) -> Figure:
+    """Training loss against seconds of wall clock, a line for each experiment."""
+    figure, axes = _against_time("Training loss against wall clock", "training loss", curves)
+    if any(value > 0 for _, y in curves.values() for value in y):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}")
+    return figure
+
+
+def plot_ap(curves: Mapping[str, Series]) -> Figure:
+    """AP on the validation split against seconds of wall clock, a line for each experiment."""
+    figure, axes = _against_time(
+        "Average precision against wall clock", "AP", curves, marker="o", markersize=3.5
+    )
+    highest = max((value for _, y in curves.values() for value in y), default=0.0)
+    axes.set_ylim(0, min(1.02, 1.15 * highest) if highest > 0 else 1)
+    return figure
+
+
+def plot_search(metric: str, trials: Sequence[SearchedTrial]) -> Figure:
+    """The metric of a search's trials over their batches; the best trial is thick.
+
+    Args:
+        metric: What the search compares.
+        trials: The best first. Those that were never evaluated are not drawn.
+    """
+    figure, axes = new_figure("Trials of the search", "batches", metric)
+    drawn = [each for each in trials if each.best is not None]
+    counts = {name: sum(each.outcome == name for each in drawn) for name in Outcome}
+    labelled: set[str] = set()
+    for rank, each in reversed(list(enumerate(drawn))):
+        x, y = each.trial.record.series("validation", metric, against="batches")
+        best = rank == 0
+        color = COLORS[0] if best else _OUTCOME_COLORS[each.outcome]
+        label = f"best: trial {each.trial.id}, {each.outcome}" if best else None
+        others = counts[each.outcome] - (each.outcome == drawn[0].outcome)
+        if not best and each.outcome not in labelled:
+            labelled.add(each.outcome)
+            label = f"{each.outcome} ({others})"
+        axes.plot(
+            x,
+            y,
+            color=color,
+            linewidth=2.4 if best else 1.1,
+            marker="o",
+            markersize=4 if best else 2.5,
+            label=label,
+        )
+        if each.outcome == Outcome.STOPPED:
+            axes.plot(x[-1:], y[-1:], color=color, marker="x", markersize=7, linestyle="none")
+    axes.set_xlim(left=0)
+    if drawn:
+        handles, labels = axes.get_legend_handles_labels()
+        axes.legend(handles[::-1], labels[::-1], frameon=False, fontsize=9)
+    return figure
+
+
+def _against_time(
+    title: str, name: str, curves: Mapping[str, Series], **style: Any
+) -> tuple[Figure, Axes]:
+    longest = max((x[-1] for x, _ in curves.values() if len(x)), default=0.0)
+    unit, seconds = _time_unit(longest)
+    figure, axes = new_figure(title, f"wall clock, {unit}", name)
+    for number, (label, (x, y)) in enumerate(curves.items()):
+        axes.plot(
+            [value / seconds for value in x],
+            y,
+            color=COLORS[number % len(COLORS)],
+            linestyle=_LINES[number // len(COLORS) % len(_LINES)],
+            linewidth=1.6,
+            label=label,
+            **style,
+        )
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8))
+    if curves:
+        axes.legend(frameon=False, fontsize=9)
+    return figure, axes
+
+
+def _time_unit(longest: float) -> tuple[str, float]:
+    """The unit that keeps a time axis readable, and its seconds."""
+    if longest <= 300:
+        return "seconds", 1.0
+    if longest <= 3 * 3600:
+        return "minutes", 60.0
+    return "hours", 3600.0

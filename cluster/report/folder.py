@@ -1,0 +1,117 @@
+"""Writes a report's folder, whole or not at all."""
+
+import datetime
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from cluster.connection import Connection, explained
+from cluster.errors import ClusterError
+from cluster.report.collecting import collect_cluster, collect_experiments
+from cluster.report.document import readme
+from cluster.report.figures import label_of, plot_ap, plot_loss, plot_search, plot_speed
+from cluster.report.records import ClusterRecord, ExperimentRecord
+from cluster.report.search import SearchedTrial, searched_trials
+from cluster.report.speed import ScalingPoint, scaling
+from cluster.report.tables import write_tables
+from experiments.evaluation.plots import save_figure
+
+_OWN_FILES = re.compile(
+    r"README\.md|((speed|loss|ap|search-\d+)\.(png|svg))"
+    r"|((experiments|speed|training|validation|search-\d+)\.csv)"
+)
+
+
+def write_report(connection: Connection, numbers: Sequence[int], out: Path) -> Path:
+    """Read experiments from a cluster's master and write their report.
+
+    Args:
+        connection: The cluster.
+        numbers: The experiments.
+        out: The folder. An earlier report in it is replaced.
+
+    Returns:
+        The report's README.md.
+
+    Raises:
+        ClusterError: The master cannot be asked, an experiment is unknown or has no metrics, or
+            the folder holds something else.
+    """
+    require_replaceable(out)
+    session = connection.login()._session
+    with explained(connection):
+        experiments = collect_experiments(session, numbers)
+        cluster = collect_cluster(session, connection.name)
+    return write_folder(cluster, experiments, out)
+
+
+def write_folder(
+    cluster: ClusterRecord, experiments: Sequence[ExperimentRecord], out: Path
+) -> Path:
+    """Write the report of what was read; return its README.md."""
+    require_replaceable(out)
+    workloads = scaling(cluster, experiments)
+    searches = {each.id: searched_trials(each) for each in experiments if each.is_search}
+    made = datetime.datetime.now(datetime.UTC)
+    out = out.resolve()
+    beside = out.with_name(f".{out.name}.partial")
+    replaced = out.with_name(f".{out.name}.replaced")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    try:
+        _save_figures(experiments, workloads, searches, beside)
+        write_tables(cluster, experiments, workloads, searches, beside)
+        text = readme(cluster, experiments, workloads, searches, made)
+        (beside / "README.md").write_text(text, encoding="utf-8")
+        if out.exists():
+            out.rename(replaced)
+        beside.rename(out)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
+    return out / "README.md"
+
+
+def require_replaceable(out: Path) -> None:
+    """See that a folder is missing, empty, or holds a report and nothing else.
+
+    Raises:
+        ClusterError: It is not so, and writing would delete what is there.
+    """
+    if out.is_dir():
+        others = sorted(each.name for each in out.iterdir() if not _OWN_FILES.fullmatch(each.name))
+        if others:
+            raise ClusterError(
+                f"{out} holds what is no report ({others[0]}), which would be deleted; choose "
+                "another folder with OUT="
+            )
+    elif out.exists():
+        raise ClusterError(f"{out} is not a folder; choose another with OUT=")
+
+
+def _save_figures(
+    experiments: Sequence[ExperimentRecord],
+    workloads: Mapping[str, Sequence[ScalingPoint]],
+    searches: Mapping[int, Sequence[SearchedTrial]],
+    folder: Path,
+) -> None:
+    ordered = sorted(experiments, key=lambda each: (each.slots, each.id))
+    if workloads:
+        save_figure(plot_speed(workloads), folder / "speed")
+    losses = {
+        label_of(each): each.shown.record.series("training", "loss", against="time")
+        for each in ordered
+    }
+    save_figure(plot_loss(losses), folder / "loss")
+    precisions = {
+        label_of(each): each.shown.record.series("validation", "AP", against="time")
+        for each in ordered
+    }
+    evaluated = {name: series for name, series in precisions.items() if series[0]}
+    if evaluated:
+        save_figure(plot_ap(evaluated), folder / "ap")
+    for experiment in experiments:
+        if experiment.id in searches:
+            figure = plot_search(experiment.metric, searches[experiment.id])
+            save_figure(figure, folder / f"search-{experiment.id}")

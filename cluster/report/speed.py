@@ -1,0 +1,131 @@
+"""Samples per second of training, and how they grow with the number of slots."""
+
+import itertools
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cluster.report.records import ClusterRecord, ExperimentRecord, TrialRecord
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Training images per second over all ranks, in the steady part of a trial.
+
+    Attributes:
+        median: Of the reporting periods.
+        low: Their first quartile.
+        high: Their third quartile.
+        periods: How many reporting periods there are.
+        reported: Whether the trial measured it; else it comes from the times of its reports.
+    """
+
+    median: float
+    low: float
+    high: float
+    periods: int
+    reported: bool
+
+
+@dataclass(frozen=True)
+class ScalingPoint:
+    """An experiment's speed beside what its slots would give if none waited for another.
+
+    Attributes:
+        experiment: Its number.
+        slots: Of a trial.
+        speed: As measured.
+        ideal: Images per second on the line through the fewest slots.
+    """
+
+    experiment: int
+    slots: int
+    speed: Speed
+    ideal: float
+
+    @property
+    def efficiency(self) -> float:
+        """The measured share of the ideal."""
+        return self.speed.median / self.ideal
+
+
+def training_speed(trial: TrialRecord) -> Speed | None:
+    """A trial's speed; None if it has reported too little to tell.
+
+    The first period of each start is left out, unless there is no other: in it, input pipelines
+    fill and kernels are chosen.
+    """
+    rates = _reported_rates(trial.record.training)
+    reported = bool(rates)
+    if not reported:
+        rates = _rates_from_times(trial)
+    if not rates:
+        return None
+    low, median, high = np.percentile(rates, [25, 50, 75])
+    return Speed(float(median), float(low), float(high), len(rates), reported)
+
+
+def scaling(
+    cluster: ClusterRecord, experiments: Sequence[ExperimentRecord]
+) -> dict[str, list[ScalingPoint]]:
+    """Speeds by number of slots, for each workload of its own.
+
+    Only experiments that train the same model with the same precision on the same devices can be
+    compared. The ideal grows linearly from the fastest experiment with the fewest slots.
+    """
+    measured: dict[str, list[tuple[ExperimentRecord, Speed]]] = defaultdict(list)
+    for experiment in experiments:
+        speed = training_speed(experiment.shown)
+        if speed is not None:
+            measured[workload(cluster, experiment)].append((experiment, speed))
+    points = {}
+    for name, pairs in measured.items():
+        fewest = min(experiment.slots for experiment, _ in pairs)
+        base = max(speed.median for experiment, speed in pairs if experiment.slots == fewest)
+        points[name] = [
+            ScalingPoint(each.id, each.slots, speed, base * each.slots / fewest)
+            for each, speed in sorted(pairs, key=lambda pair: (pair[0].slots, pair[0].id))
+        ]
+    return points
+
+
+def workload(cluster: ClusterRecord, experiment: ExperimentRecord) -> str:
+    """What an experiment's speed depends on besides its slots, in words."""
+    trial = experiment.shown
+    size = trial.hparam("image_size")
+    model = trial.hparam("model") + (f" at {_pixels(size)}" if size else "")
+    precision = trial.hparam("amp_dtype") if trial.hparam("amp") else "float32"
+    devices = cluster.devices(trial.hosts)
+    return ", ".join([model, precision, *devices])
+
+
+def _pixels(size: Any) -> str:
+    return " x ".join(map(str, size)) + " px" if isinstance(size, list) else f"{size} px"
+
+
+def _reported_rates(training: Sequence[dict[str, Any]]) -> list[float]:
+    reports = [report for report in training if "images_per_second" in report]
+    steady = [
+        report["images_per_second"]
+        for before, report in itertools.pairwise(reports)
+        if before["run"] == report["run"]
+    ]
+    return steady or [report["images_per_second"] for report in reports]
+
+
+def _rates_from_times(trial: TrialRecord) -> list[float]:
+    """Images over the time between two reports of one start, without an evaluation between them."""
+    evaluated = {report["batches"] for report in trial.record.validation}
+    training = trial.record.training
+    return [
+        trial.hparam("global_batch_size")
+        * (report["batches"] - before["batches"])
+        / (report["time"] - before["time"])
+        for before, report in itertools.pairwise(training)
+        if before["run"] == report["run"]
+        and before["batches"] not in evaluated
+        and report["time"] > before["time"]
+    ]
