@@ -145,6 +145,60 @@ report: setup ## Tables, plots, CSV of a cluster's experiments (EXPERIMENTS="1 2
 	$(call need,EXPERIMENTS,EXPERIMENTS="1 2 3")
 	@$(PY) -m cluster report --cluster "$(CLUSTER)" $(if $(OUT),--out "$(OUT)") -- "$(EXPERIMENTS)"
 
+# Clusters on hosts of one's own (ansible/). INVENTORY= names them, ARGS= goes to ansible-playbook.
+INVENTORY ?= hosts.yml
+on_hosts = $(PY) ansible/command.py $(1) --inventory "$(INVENTORY)" $(2) -- $(ARGS)
+limited = $(if $(LIMIT),--limit "$(LIMIT)")
+
+.PHONY: cluster-up
+cluster-up: setup ## Make a cluster of the inventory's hosts (INVENTORY= LIMIT=)
+	@$(call on_hosts,up,$(limited))
+
+.PHONY: cluster-status
+cluster-status: setup ## Show hosts, slots, versions, experiments (INVENTORY= LIMIT= JSON=1)
+	@$(call on_hosts,status,$(limited) $(if $(JSON),--json))
+
+.PHONY: cluster-doctor
+cluster-doctor: setup ## Check all that trials need, with remedies (INVENTORY= LIMIT= JSON=1)
+	@$(call on_hosts,doctor,$(limited) $(if $(JSON),--json))
+
+.PHONY: cluster-drain
+cluster-drain: setup ## Let a host finish its trials and take no more (HOST= INVENTORY=)
+	$(call need,HOST,HOST=node2)
+	@$(call on_hosts,drain,--host "$(HOST)")
+
+.PHONY: cluster-undrain
+cluster-undrain: setup ## Let a drained host take trials again (HOST= INVENTORY=)
+	$(call need,HOST,HOST=node2)
+	@$(call on_hosts,undrain,--host "$(HOST)")
+
+.PHONY: cluster-remove
+cluster-remove: setup ## Take a host out of the cluster and clean it (HOST= INVENTORY=)
+	$(call need,HOST,HOST=node2)
+	@$(call on_hosts,remove,--host "$(HOST)")
+
+.PHONY: cluster-upgrade
+cluster-upgrade: setup ## Bring a cluster to this repository's versions (INVENTORY= LIMIT=)
+	@$(call on_hosts,upgrade,$(limited))
+
+.PHONY: cluster-down
+cluster-down: setup ## Take a cluster down (INVENTORY= SURE=yes DELETE_DATA=yes)
+	@$(call on_hosts,down,$(if $(filter yes,$(SURE)),--yes) \
+	    $(if $(filter yes,$(DELETE_DATA)),--delete-data))
+
+.PHONY: cluster-backup
+cluster-backup: setup ## Write the master's database into backups/ (INVENTORY=)
+	@$(call on_hosts,backup)
+
+.PHONY: cluster-restore
+cluster-restore: setup ## Put the master's database back (FILE=backups/... INVENTORY=)
+	$(call need,FILE,FILE=backups/...)
+	@$(call on_hosts,restore,--file "$(FILE)")
+
+.PHONY: offline-bundle
+offline-bundle: setup ## Gather all that hosts without internet need (OUT=offline-bundle)
+	@$(PY) ansible/bundle.py --out "$(or $(OUT),offline-bundle)" $(ARGS)
+
 .PHONY: test
 test: setup ## Lint, then run the tests (TESTS= chooses some)
 	@$(PY) tools/run_tests.py $(TESTS)

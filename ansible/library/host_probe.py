@@ -32,6 +32,14 @@ options:
     type: list
     elements: dict
     default: []
+  data:
+    description: A data set's folder, whose version is wanted.
+    type: str
+  closed:
+    description: TCP ports that this host should not reach, as name, address and port.
+    type: list
+    elements: dict
+    default: []
   reference_time:
     description: The control machine's clock in seconds since 1970.
     type: float
@@ -41,6 +49,7 @@ author: The project's authors
 
 NVIDIA_VENDOR = "0x10de"
 TIMEOUT_SECONDS = 10
+CONNECT_SECONDS = 3
 
 
 def _output(*command: str) -> str | None:
@@ -149,10 +158,27 @@ def docker() -> dict[str, str | None]:
 def reach(peer: dict[str, Any]) -> dict[str, Any] | None:
     """Try to open a connection; return the peer with the error, or None where it works."""
     try:
-        with socket.create_connection((peer["address"], int(peer["port"])), TIMEOUT_SECONDS):
+        with socket.create_connection((peer["address"], int(peer["port"])), CONNECT_SECONDS):
             return None
     except OSError as error:
         return {**peer, "error": str(error), "resolved": not isinstance(error, socket.gaierror)}
+
+
+def data_set(folder: str | None) -> dict[str, str | None]:
+    """Return name and version of a data set, from its manifest."""
+    text = _read(Path(folder) / "manifest.json") if folder else ""
+    try:
+        manifest = json.loads(text or "{}")
+    except ValueError:
+        return {"name": None, "version": "unreadable"}
+    return {"name": manifest.get("name"), "version": manifest.get("version")}
+
+
+def unit_states() -> dict[str, str]:
+    """Return the states of the cluster's systemd units that this host has."""
+    listed = _output("systemctl", "list-units", "--all", "--plain", "--no-legend", "determined-*")
+    rows = [line.split() for line in (listed or "").splitlines()]
+    return {row[0]: row[2] for row in rows if row[0].endswith((".service", ".timer"))}
 
 
 def main() -> None:
@@ -161,6 +187,8 @@ def main() -> None:
         argument_spec={
             "paths": {"type": "list", "elements": "str", "default": []},
             "peers": {"type": "list", "elements": "dict", "default": []},
+            "data": {"type": "str"},
+            "closed": {"type": "list", "elements": "dict", "default": []},
             "reference_time": {"type": "float", "required": True},
         },
         supports_check_mode=True,
@@ -168,6 +196,9 @@ def main() -> None:
     offset = time.time() - module.params["reference_time"]
     with ThreadPoolExecutor(32) as pool:
         unreachable = [error for error in pool.map(reach, module.params["peers"]) if error]
+        closed = module.params["closed"]
+        tried = zip(closed, pool.map(reach, closed), strict=True)
+        exposed = [port for port, error in tried if error is None]
     module.exit_json(
         changed=False,
         probe={
@@ -181,6 +212,9 @@ def main() -> None:
             "ports": listening_ports(),
             "docker": docker(),
             "unreachable": unreachable,
+            "exposed": exposed,
+            "data": data_set(module.params["data"]),
+            "units": unit_states(),
             "provisioned": Path("/etc/determined").is_dir(),
         },
     )

@@ -1,0 +1,90 @@
+"""What a cluster looks like, from what its hosts and its master say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+# Of Determined: the states of an experiment that is not over.
+ACTIVE = {"ACTIVE", "PAUSED", "QUEUED", "PULLING", "STARTING", "RUNNING", "STOPPING_COMPLETED"}
+
+
+def cluster_status(
+    hosts: Mapping[str, Mapping[str, Any]], api: Mapping[str, Any], name: str, image: str
+) -> dict[str, Any]:
+    """Return the cluster's status as `make cluster-status JSON=1` prints it.
+
+    Args:
+        hosts: Host -> address, master, agent (whether it is in that group), probe, error, images.
+        api: What the master answered: url, error, master, agents, experiments.
+        name: The cluster's name.
+        image: The task image's name.
+    """
+    agents = {agent["id"]: agent for agent in api["agents"]}
+    return {
+        "cluster": name,
+        "master": {
+            "url": api["url"],
+            "answers": not api["error"],
+            "error": api["error"],
+            "version": api["master"].get("version"),
+        },
+        "task_image": image,
+        "hosts": [_host(host, found, agents.get(host)) for host, found in hosts.items()],
+        # Agents that the inventory does not name.
+        "unknown_agents": sorted(set(agents) - set(hosts)),
+        "experiments": [_experiment(experiment) for experiment in api["experiments"]],
+    }
+
+
+def _host(host: str, found: Mapping[str, Any], agent: Mapping[str, Any] | None) -> dict[str, Any]:
+    probe = found["probe"]
+    status: dict[str, Any] = {
+        "host": host,
+        "address": found["address"],
+        "roles": [role for role in ("master", "agent") if found[role]],
+        "reachable": probe is not None,
+        "units": probe["units"] if probe else {},
+        "gpus": probe["gpus"]["visible"] if probe else 0,
+        "driver": probe["gpus"]["driver"] if probe else None,
+        "data": probe["data"] if probe else {"name": None, "version": None},
+        "image": image_digest(found["images"]),
+    }
+    slots = list((agent or {}).get("slots", {}).values())
+    containers = [slot["container"] for slot in slots if slot.get("container")]
+    return status | {
+        "connected": agent is not None,
+        "enabled": bool(agent and agent.get("enabled")),
+        "draining": bool(agent and agent.get("draining")),
+        "agent_version": agent.get("version") if agent else None,
+        "slots": len(slots),
+        "slots_used": len(containers),
+    }
+
+
+def image_digest(images: list[Mapping[str, Any]]) -> str | None:
+    """Return the digest that a registry knows an image by, or else its id on the host."""
+    if not images:
+        return None
+    digests = [name.split("@")[1] for name in images[0].get("RepoDigests") or () if "@" in name]
+    return digests[0] if digests else str(images[0]["Id"])
+
+
+def _experiment(experiment: Mapping[str, Any]) -> dict[str, Any]:
+    state = str(experiment["state"]).removeprefix("STATE_")
+    return {
+        "id": experiment["id"],
+        "name": experiment.get("name", ""),
+        "state": state,
+        "active": state in ACTIVE,
+        "progress": experiment.get("progress"),
+        "trials": experiment.get("numTrials", 0),
+    }
+
+
+class FilterModule:
+    """What Ansible looks for."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        """Return the filters by their names in templates."""
+        return {"cluster_status": cluster_status}
