@@ -7,8 +7,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from determined.common.api import bindings
+
 from cluster.connection import ROOT, Connection
 from cluster.errors import ClusterError
+from experiments import provenance
 
 
 def submit(connection: Connection, config: Path, arguments: Sequence[str]) -> int:
@@ -38,4 +41,11 @@ def submit(connection: Connection, config: Path, arguments: Sequence[str]) -> in
     if run.returncode or created is None:
         said = (run.stderr.strip() or run.stdout.strip()).splitlines()
         raise ClusterError("the experiment was not accepted:\n" + "\n".join(said[-20:]))
-    return int(created[1])
+    number = int(created[1])
+    commit = provenance.commit()
+    if commit is not None:
+        # The files that go along have no history: the report reads the commit from here.
+        bindings.put_PutExperimentLabel(
+            connection.login()._session, experimentId=number, label=f"commit:{commit}"
+        )
+    return number

@@ -105,7 +105,7 @@ def layers(name: str) -> list[tuple[str, str]]:
     rows = _docker(
         "history", "--no-trunc", "--human=false", "--format", "{{.Size}}\t{{.CreatedBy}}", name
     )
-    sized = [row.split("\t", 1) for row in rows.splitlines()]
+    sized = [row.partition("\t")[::2] for row in rows.splitlines()]
     largest = sorted(((int(size), by) for size, by in sized if int(size)), reverse=True)
     return [(f"{size / 1e6:,.1f} MB", _short(by)) for size, by in largest]
 

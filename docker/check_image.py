@@ -1,6 +1,7 @@
 """Checks at the end of the image's build: everything that a trial calls is there and works.
 
-    python docker/check_image.py [LOCK]
+    python docker/check_image.py environment
+    python docker/check_image.py project
 
 Prints one line for each check. Exits with 1, after running all of them, if any failed.
 """
@@ -146,18 +147,23 @@ def _output(command: list[str]) -> str:
     return run.stdout + run.stderr
 
 
-def main(lock: Path) -> int:
-    """Run every check; return the exit status."""
-    # A user whom the system does not know has no home: libraries want one that they can write to.
-    Path(os.environ.get("HOME", "/tmp")).mkdir(parents=True, exist_ok=True)  # noqa: S108
-    checks: dict[str, Callable[[], str]] = {
-        "versions": lambda: check_versions(lock),
+CHECKS: dict[str, dict[str, Callable[[], str]]] = {
+    "environment": {
+        "versions": lambda: check_versions(HERE.parent / "requirements.lock"),
         "programs": check_programs,
         "torch": check_torch,
         "dali": check_dali,
         "horovod": check_horovod,
-        "project": check_project,
-    }
+    },
+    "project": {"project": check_project},
+}
+
+
+def main(group: str) -> int:
+    """Run a group of checks; return the exit status."""
+    # A user whom the system does not know has no home: libraries want one that they can write to.
+    Path(os.environ.get("HOME", "/tmp")).mkdir(parents=True, exist_ok=True)  # noqa: S108
+    checks = CHECKS[group]
     failed = 0
     for name, check in checks.items():
         try:
@@ -170,4 +176,4 @@ def main(lock: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]) if len(sys.argv) > 1 else HERE.parent / "requirements.lock"))
+    sys.exit(main(sys.argv[1]))

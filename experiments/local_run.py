@@ -1,17 +1,15 @@
 """The folder of a run without a cluster: what it was started with, where it is, how it ended."""
 
 import json
-import platform
 import shutil
-import subprocess
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from cocodata import Split
+from experiments import provenance
 from experiments.checkpoint import (
     CheckpointError,
     LocalCheckpoints,
@@ -140,13 +138,9 @@ def begin(out: Path, config: ExperimentConfig, train: Split, val: Split) -> None
         "config": dict(config.raw),
         "data_version": _data_version(config.data),
         "images": {train.name: len(train), val.name: len(val)},
-        "commit": _commit(),
-        "versions": {
-            name: metadata.version(name)
-            for name in ("torch", "timm", "determined", "nvidia-dali-cuda130", "hotcoco")
-        },
-        "machine": f"{platform.processor() or platform.machine()}, Python "
-        f"{platform.python_version()}",
+        "commit": provenance.commit(),
+        "versions": provenance.versions(),
+        "machine": provenance.machine(),
     }
     write_atomically(out / _STARTED, json.dumps(content, indent=1))
 
@@ -156,21 +150,6 @@ def _data_version(data: Path) -> str | None:
     if not manifest.is_file():
         return None
     return json.loads(manifest.read_text(encoding="utf-8")).get("version")
-
-
-def _commit() -> str | None:
-    """The commit of the code, where it is a git checkout."""
-    root = Path(__file__).resolve().parent.parent
-    try:
-        result = subprocess.run(
-            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return result.stdout.strip()
 
 
 def finish(out: Path, trial: "EfficientDetTrial", seconds: float) -> None:

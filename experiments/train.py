@@ -26,7 +26,7 @@ import typer  # noqa: E402
 from determined import pytorch  # noqa: E402
 
 from cocodata import DatasetError  # noqa: E402
-from experiments import local_run  # noqa: E402
+from experiments import local_run, provenance  # noqa: E402
 from experiments.callbacks import DivergedError  # noqa: E402
 from experiments.checkpoint import (  # noqa: E402
     CheckpointError,
@@ -148,6 +148,9 @@ def train_on_cluster(info: det.ClusterInfo) -> None:
         trial = EfficientDetTrial(context, run)
         if run.communicator.rank == 0:
             print("hyperparameters:", changed_from_default(config.hparams), flush=True)
+            context._core.train.set_metadata(
+                {"versions": provenance.versions(), "machine": provenance.machine()}
+            )
         _fit(trial, context, point.checkpoint)
 
 

@@ -1,0 +1,38 @@
+"""Where results come from: the code's commit, the versions it ran with, the machine."""
+
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+_ROOT = Path(__file__).resolve().parent.parent
+
+
+def commit() -> str | None:
+    """The commit of the code, with -dirty if it was changed since; None outside a git checkout."""
+    try:
+        result = subprocess.run(
+            ["git", "-C", str(_ROOT), "describe", "--always", "--dirty", "--abbrev=12"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return result.stdout.strip()
+
+
+def versions() -> dict[str, str]:
+    """The versions of the packages that results depend on."""
+    names = ("torch", "timm", "determined", "nvidia-dali-cuda130", "hotcoco")
+    return {name: metadata.version(name) for name in names}
+
+
+def machine() -> str:
+    """Processor, GPUs and Python of this machine."""
+    parts = [platform.processor() or platform.machine()]
+    if torch.cuda.is_available():
+        parts.append(f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}")
+    return ", ".join([*parts, f"Python {platform.python_version()}"])
