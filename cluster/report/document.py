@@ -13,6 +13,8 @@ from experiments.progress import duration
 # A person reads the best trials; search-N.csv has all of them.
 _TRIALS_SHOWN = 40
 _UNKNOWN = "not recorded"
+# Of a data set's version, a SHA-256: enough to tell, and experiments.csv has the rest.
+_VERSION_DIGITS = 12
 
 
 def readme(
@@ -146,7 +148,7 @@ def _wall_clock(experiments: Sequence[ExperimentRecord]) -> list[str]:
         "pauses and restarts are included; waiting for slots before the first start is not. After "
         "a restart a trial repeats what came after its last checkpoint: only what it reported the "
         "second time counts, at the time of that report. A loss is the mean of its reporting "
-        "period.\n",
+        "period; of more than 500 reports, the plot shows means of neighbours.\n",
     ]
 
 
@@ -169,10 +171,11 @@ def _search(experiment: ExperimentRecord, trials: Sequence[SearchedTrial]) -> li
         for each in trials[:_TRIALS_SHOWN]
     ]
     name, number = experiment.searcher.get("name", ""), len(trials)
-    better = "small" if experiment.smaller_is_better else "large"
+    best = "smallest" if experiment.smaller_is_better else "largest"
     header = ["trial", f"best {experiment.metric}", "after batches", "batches", "outcome", *names]
     parts = [
-        f"{name}: {number} trials, {', '.join(counts)}. A {better} {experiment.metric} is good.\n",
+        f"{name}: {number} trials, {', '.join(counts)}; the {best} {experiment.metric} wins. A "
+        "cross ends the line of a trial that the searcher stopped.\n",
         f"![{experiment.metric} of each trial over its batches](search-{experiment.id}.png)\n",
         markdown_table(header, rows),
     ]
@@ -187,7 +190,7 @@ def _origin(cluster: ClusterRecord, experiments: Sequence[ExperimentRecord]) -> 
         trial = each.shown
         noted = trial.metadata or {}
         devices = cluster.devices(trial.hosts)
-        versions = {**(trial.framework or {}), **(noted.get("versions") or {})}
+        versions = {**(noted.get("versions") or {}), **(trial.framework or {})}
         hosts = ", ".join(trial.hosts) or _UNKNOWN
         rows.append(
             [
@@ -195,11 +198,12 @@ def _origin(cluster: ClusterRecord, experiments: Sequence[ExperimentRecord]) -> 
                 each.commit or _UNKNOWN,
                 each.image or _UNKNOWN,
                 ", ".join(f"{name} {version}" for name, version in versions.items()) or _UNKNOWN,
-                each.data_version or "not pinned",
+                (each.data_version or _UNKNOWN)[:_VERSION_DIGITS],
                 hosts + (f" ({', '.join(devices)})" if devices else ""),
+                str(noted.get("machine") or _UNKNOWN),
             ]
         )
-    header = ["experiment", "commit", "image", "versions", "data version", "agents"]
+    header = ["experiment", "commit", "image", "versions", "data version", "agents", "machine"]
     agents = [
         [each.name, str(each.slots), ", ".join(each.devices) or "–", each.version]
         for each in cluster.agents
@@ -207,8 +211,9 @@ def _origin(cluster: ClusterRecord, experiments: Sequence[ExperimentRecord]) -> 
     return [
         markdown_table(header, rows),
         "The commit is the label `commit:` that `make train-...` puts on an experiment; `-dirty` "
-        "says that files were changed since. Versions are from the trial's checkpoints, the image "
-        "and the data version from the experiment's configuration.\n",
+        "says that files were changed since. Image and data version are from the experiment's "
+        "configuration; package versions and the machine are what the trial wrote down, or its "
+        "checkpoints say.\n",
         "The cluster's agents when this was written:\n",
         markdown_table(["agent", "slots", "devices", "version"], agents),
     ]
@@ -216,4 +221,6 @@ def _origin(cluster: ClusterRecord, experiments: Sequence[ExperimentRecord]) -> 
 
 def cell(value: Any) -> str:
     """A hyperparameter as a person reads it."""
+    if isinstance(value, bool):
+        return str(value).lower()
     return f"{value:.4g}" if isinstance(value, float) else str(value)

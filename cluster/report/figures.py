@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from cluster.report.records import ExperimentRecord
 from cluster.report.search import Outcome, SearchedTrial
@@ -14,6 +15,9 @@ from experiments.evaluation.plots import COLORS, Series, new_figure
 
 _LINES = ("-", "--", ":", "-.")
 _GREY = "#999999"
+# Losses that differ by less are drawn on a linear scale, where a logarithmic one has no ticks.
+_LINEAR_RANGE = 5
+_MOST_POINTS = 500
 _OUTCOME_COLORS = {
     Outcome.FINISHED: COLORS[2],
     Outcome.STOPPED: _GREY,
@@ -35,7 +39,7 @@ def plot_speed(workloads: Mapping[str, Sequence[ScalingPoint]]) -> Figure:
 
     The measured line of a workload goes through its fastest experiment of each number of slots.
     """
-    figure, axes = new_figure("Training speed", "slots", "samples per second")
+    figure, axes = new_figure("Training speed by number of slots", "slots", "samples per second")
     for number, (name, points) in enumerate(workloads.items()):
         color, several = COLORS[number % len(COLORS)], len(workloads) > 1
         fastest = {
@@ -69,21 +73,38 @@ def plot_speed(workloads: Mapping[str, Sequence[ScalingPoint]]) -> Figure:
             capsize=3,
             label=name if several else "measured",
         )
+        for point in points:
+            if point.speed.median == fastest[point.slots]:
+                axes.annotate(
+                    f"{point.speed.median:.3g} ({point.efficiency:.0%})",
+                    (point.slots, point.speed.median),
+                    xytext=(7, -11),
+                    textcoords="offset points",
+                    color=color,
+                    fontsize=9,
+                    annotation_clip=False,
+                )
     shown = [point for points in workloads.values() for point in points]
     axes.set_xticks(sorted({point.slots for point in shown}))
-    axes.set_xlim(0, max(point.slots for point in shown) * 1.08)
+    axes.set_xlim(0, max(point.slots for point in shown) * 1.12)
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False, fontsize=9, loc="upper left")
     return figure
 
 
 def plot_loss(curves: Mapping[str, Series]) -> Figure:
-    """Training loss against seconds of wall clock, a line for each experiment."""
+    """Training loss against seconds of wall clock, a line for each experiment.
+
+    Of a long run, each point is the mean of neighbouring reports: their noise would hide the line.
+    """
+    curves = {name: _thinned(series) for name, series in curves.items()}
     figure, axes = _against_time("Training loss against wall clock", "training loss", curves)
-    if any(value > 0 for _, y in curves.values() for value in y):
+    positive = [value for _, y in curves.values() for value in y if value > 0]
+    if positive and max(positive) > _LINEAR_RANGE * min(positive):
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
     return figure
 
 
@@ -98,7 +119,9 @@ def plot_ap(curves: Mapping[str, Series]) -> Figure:
 
 
 def plot_search(metric: str, trials: Sequence[SearchedTrial]) -> Figure:
-    """The metric of a search's trials over their batches; the best trial is thick.
+    """The metric of a search's trials over their batches.
+
+    The best trial is thick, and a cross ends those that the searcher stopped.
 
     Args:
         metric: What the search compares.
@@ -117,17 +140,17 @@ def plot_search(metric: str, trials: Sequence[SearchedTrial]) -> Figure:
         if not best and each.outcome not in labelled:
             labelled.add(each.outcome)
             label = f"{each.outcome} ({others})"
+        stopped = each.outcome is Outcome.STOPPED
         axes.plot(
             x,
             y,
             color=color,
             linewidth=2.4 if best else 1.1,
-            marker="o",
-            markersize=4 if best else 2.5,
+            marker="x" if stopped else "o",
+            markevery=[-1] if stopped else None,
+            markersize=7 if stopped else 4 if best else 2.5,
             label=label,
         )
-        if each.outcome == Outcome.STOPPED:
-            axes.plot(x[-1:], y[-1:], color=color, marker="x", markersize=7, linestyle="none")
     axes.set_xlim(left=0)
     if drawn:
         handles, labels = axes.get_legend_handles_labels()
@@ -152,10 +175,24 @@ def _against_time(
             **style,
         )
     axes.set_xlim(left=0)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=8))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10]))
     if curves:
         axes.legend(frameon=False, fontsize=9)
     return figure, axes
+
+
+def _thinned(series: Series) -> Series:
+    """A curve of at most `_MOST_POINTS`, each the mean of as many neighbours."""
+    x, y = (np.asarray(values, dtype=float) for values in series)
+    together = -(-len(x) // _MOST_POINTS)
+    if together <= 1:
+        return series
+    starts = np.arange(0, len(x), together)
+    counts = np.diff([*starts, len(x)])
+    return (
+        (np.add.reduceat(x, starts) / counts).tolist(),
+        (np.add.reduceat(y, starts) / counts).tolist(),
+    )
 
 
 def _time_unit(longest: float) -> tuple[str, float]:

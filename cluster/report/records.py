@@ -1,6 +1,7 @@
 """What a master knows of experiments, as plain values: all that a report is made from."""
 
 import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -86,7 +87,9 @@ class TrialRecord:
 
     def best(self, metric: str, *, smaller_is_better: bool) -> dict[str, Any] | None:
         """The validation report with the best value of a metric; None without such a report."""
-        reports = [each for each in self.record.validation if metric in each]
+        reports = [
+            each for each in self.record.validation if math.isfinite(each.get(metric, math.nan))
+        ]
         choose = min if smaller_is_better else max
         return choose(reports, key=lambda each: each[metric]) if reports else None
 

@@ -113,7 +113,7 @@ class Master:
 
     def _metrics(self, kind: str, trials: Sequence[int]) -> Answer:
         key = {"training": "avg_metrics", "validation": "validation_metrics"}[kind]
-        reports = []
+        reports: list[dict[str, Any]] = []
         for number in trials:
             trial = self._trial_of(f"task-{number}")
             archived = trial.archived if kind == "training" else ()

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
@@ -230,6 +231,16 @@ def test_search_for_a_small_value_is_sorted_the_other_way() -> None:
     assert [each.trial.id for each in searched_trials(collected(small)[0])] == [24, 21, 25, 22, 23]
 
 
+def test_a_value_that_is_no_number_is_not_the_best() -> None:
+    trial = dataclasses.replace(
+        CONST.trials[0], validation=[(1, 1, 1.0, {"AP": "NaN"}), (1, 2, 2.0, {"AP": 0.1})]
+    )
+    (experiment,) = collected(dataclasses.replace(CONST, trials=[trial]))
+    best = experiment.shown.best("AP", smaller_is_better=False)
+    assert best is not None
+    assert best["batches"] == 2
+
+
 def test_words_for_infinite_numbers_are_read() -> None:
     experiment = dataclasses.replace(
         CONST, trials=[Trial(1, training=[(1, 1, 1.0, {"loss": "NaN", "note": "text"})])]
@@ -242,7 +253,10 @@ def test_words_for_infinite_numbers_are_read() -> None:
 def lines(figure: Figure) -> dict[str, tuple[list[float], list[float]]]:
     (axes,) = figure.axes
     return {
-        str(line.get_label()): (list(line.get_xdata()), list(line.get_ydata()))
+        str(line.get_label()): (
+            np.asarray(line.get_xdata()).tolist(),
+            np.asarray(line.get_ydata()).tolist(),
+        )
         for line in axes.get_lines()
     }
 
@@ -269,6 +283,19 @@ def test_time_is_drawn_in_a_fitting_unit(seconds: float, unit: str, last: float)
         figure = plot({"1 slot": ([0, seconds], [2.0, 1.0])})
         assert figure.axes[0].get_xlabel() == f"wall clock, {unit}"
         assert lines(figure) == {"1 slot": ([0, last], [2, 1])}
+
+
+def test_a_long_loss_curve_is_drawn_as_means() -> None:
+    x = [float(number) for number in range(1001)]
+    drawn = lines(plot_loss({"a": (x, [2 * value for value in x])}))["a"]
+    # Three together, and the last two.
+    assert (len(drawn[0]), drawn[0][1], drawn[1][1]) == (334, 4 / 60, 8)
+    assert (drawn[0][-1], drawn[1][-1]) == (pytest.approx(999.5 / 60), 1999)
+
+
+def test_losses_of_a_small_range_are_drawn_on_a_linear_scale() -> None:
+    for lowest, scale in ((0.5, "linear"), (0.1, "log")):
+        assert plot_loss({"a": ([0, 1], [1.0, lowest])}).axes[0].get_yscale() == scale
 
 
 def test_trials_of_a_search_are_drawn(three: list[ExperimentRecord]) -> None:
