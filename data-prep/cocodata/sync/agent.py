@@ -50,6 +50,9 @@ def _session_settings(order: dict[str, Any]) -> dict[str, Any]:
         "min_reconnect_time": 1,
         "max_failcount": 1000,
         "peer_connect_timeout": 5,
+        # Requests ahead of what has come, in seconds. More of them would go to the source for
+        # pieces that other hosts are about to have.
+        "request_queue_time": 1,
         "peer_turnover": 0,
         "active_seeds": -1,
         "active_limit": -1,
@@ -74,7 +77,7 @@ class Swarm:
         Args:
             store: where the image is, or comes to be.
             order: torrent (base64), version, peers, listen, limit (bytes a second, 0 for none),
-                allowed (addresses), source (whether it begins with everything), and pieces where
+                allowed (addresses), share (this host's number, and of how many), and pieces where
                 only some are to be fetched.
         """
         # Hosts have version 2.0, the control machine 2.1: their types differ, this does not.
@@ -99,13 +102,16 @@ class Swarm:
         wanted.flags |= flags.disable_dht | flags.disable_lsd | flags.disable_pex
         if self.complete:
             wanted.flags |= flags.seed_mode
-        if order.get("source") and not os.environ.get("NOSUPER"):
-            # Each piece is shown to one host first: the source sends little more than one copy.
-            wanted.flags |= flags.super_seeding
-        if self._pieces:
+        elif self._pieces:
             chosen = set(self._pieces)
             wanted.piece_priorities = [int(i in chosen) for i in range(len(torrent.hashes))]
         else:
+            # Each host begins with pieces of its own, of which it gives to the others: so the
+            # source sends each piece about once (scatter, then all-gather).
+            own, hosts = order["share"]
+            wanted.piece_priorities = [
+                7 if i % hosts == own else 4 for i in range(len(torrent.hashes))
+            ]
             wanted.storage_mode = lt.storage_mode_t.storage_mode_allocate
         self.torrent = self.session.add_torrent(wanted)
         for address, port in order["peers"]:

@@ -216,17 +216,16 @@ class Synchronisation:
             order = {
                 "peers": _some(places[:number], number),
                 "pieces": wanted.get(connection.host.name, []),
+                "share": (number, len(members)),
             }
             await connection.ask("join", **common, **order, **_listening(connection.host))
 
         await self._each(members, join)
         fetching = [c for c in members if c.host.name in wanted]
-        # With several complete copies, each of them has to show all of it at once.
-        alone = len(fetching) == len(members)
         if source is not None:
-            order = {"peers": _some(places, 0), "source": alone}
+            order = {"peers": _some(places, 0)}
             await source.ask("join", **common, **order, **_listening(source.host))
-        elif alone:
+        elif len(fetching) == len(members):
             raise DatasetError(
                 f"{self._packed / self.seal.name / self.seal.image}: is not there, and no host "
                 f"has it. Pack it with `make coco-pack DATASET={self.seal.name}`"
