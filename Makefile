@@ -71,6 +71,20 @@ coco-verify: setup ## Decode every image, compare all hashes; REPAIR=1 mends (DA
 coco-pack: setup ## Seal a verified data set into one image for coco-sync (DATASET= DATA=)
 	@$(PY) -m cocodata pack "$(dataset_folder)" data/packed --name "$(DATASET)"
 
+# A live display reaches the terminal past Ansible.
+coco_playbook = ANSIBLE_CONFIG=ansible/ansible.cfg PATH="$(CURDIR)/.venv/bin:$$PATH" \
+    .venv/bin/ansible-playbook --inventory "$(INVENTORY)" $(if $(LIMIT),--limit "$(LIMIT)") \
+    --extra-vars "coco_dataset=$(DATASET) coco_bandwidth=$(BANDWIDTH) coco_terminal=$$(tty | grep ^/ || true)" \
+    $(1) $(ARGS) ansible/coco-sync.yml
+
+.PHONY: coco-sync
+coco-sync: setup ## Bring a packed data set to all hosts (DATASET= INVENTORY= LIMIT= BANDWIDTH=500Mbit)
+	@$(coco_playbook)
+
+.PHONY: coco-verify-hosts
+coco-verify-hosts: setup ## Read all bytes of the data set on the hosts; REPAIR=1 mends (INVENTORY=)
+	@$(call coco_playbook,--extra-vars "coco_verify=true coco_repair=$(if $(REPAIR),true,false)")
+
 .PHONY: coco-manifest
 coco-manifest: setup ## Write a data set's manifest: sizes, hashes and its version (DATA=)
 	$(call need,DATA,DATA=/data/coco)

@@ -30,7 +30,7 @@ from cocodata.sync.torrent import Torrent, make_torrent
 _OPTIONS = (
     *("-tar", "-noI", "-noId", "-noD", "-noF", "-noX", "-no-fragments", "-no-xattrs"),
     *("-no-exports", "-b", "1M", "-all-root", "-all-time", "0", "-mkfs-time", "0"),
-    *("-root-mode", "0555", "-no-recovery", "-quiet", "-no-progress"),
+    *("-root-mode", "0755", "-no-recovery", "-quiet", "-no-progress"),
 )
 
 SEAL = "seal.json"
@@ -205,7 +205,7 @@ def _write_tar(
                 if parent not in made:
                     made.add(parent)
                     directory = tarfile.TarInfo(parent)
-                    directory.type, directory.mode = tarfile.DIRTYPE, 0o555
+                    directory.type, directory.mode = tarfile.DIRTYPE, 0o755
                     tar.addfile(directory)
             content = (data / path).read_bytes()
             if hashlib.sha256(content).hexdigest() != entry.sha256:
@@ -220,5 +220,5 @@ def _write_tar(
 
 def _add(tar: tarfile.TarFile, path: str, content: bytes) -> None:
     file = tarfile.TarInfo(path)
-    file.size, file.mode = len(content), 0o444
+    file.size, file.mode = len(content), 0o644
     tar.addfile(file, io.BytesIO(content))

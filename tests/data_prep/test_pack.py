@@ -65,7 +65,7 @@ def test_an_image_is_the_data_set(generated: Path, tmp_path: Path, mount: Mount)
     assert report.held_against_manifest
     with pytest.raises(OSError, match="Read-only"):
         (point / "new").write_text("")
-    assert (point / "train2017").stat().st_mode & 0o777 == 0o555
+    assert (point / "train2017").stat().st_mode & 0o777 == 0o755
     # Payload is as it is on disk, in one run: nothing has to be decompressed.
     first = sorted(manifest.files)[5]
     assert (generated / first).read_bytes() in image.read_bytes()

@@ -19,7 +19,7 @@ from cocodata import DatasetError
 from cocodata.mini import generate_mini_coco
 from cocodata.pack import Seal, pack_dataset
 from cocodata.sync.commands import bytes_per_second
-from cocodata.sync.hosts import read_hosts, ssh_host
+from cocodata.sync.hosts import read_hosts, described_host
 from cocodata.sync.torrent import Torrent
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -205,7 +205,7 @@ def test_hosts_that_fail_are_left_behind_and_named(
         gone["arguments"] += " -o ConnectTimeout=2"
         cluster.entries.append(gone)
         own_folder = cluster.hosts[3]
-        own_folder.run(f"mkdir -p {LINK}")
+        own_folder.run(f"mkdir -p {LINK}/own")
         status, text, result = cluster.sync(packed)
         assert status == 1
         assert result["failed"] == ["host3", "host4", "host5", "gone"]
@@ -221,7 +221,7 @@ def test_hosts_that_fail_are_left_behind_and_named(
         # Put right, they get it from the host that has it, too.
         cluster.entries.pop()
         del cluster.entries[2]["python"]
-        own_folder.run(f"rmdir {LINK}")
+        own_folder.run(f"rmdir {LINK}/own")  # An empty folder gives way.
         cluster.entries.pop(1)
         status, text, result = cluster.sync(packed)
         assert status == 0, text
@@ -325,11 +325,11 @@ def test_hosts_are_read_from_json(tmp_path: Path) -> None:
         json.dumps([{"name": "a", "address": "1.2.3.4", "user": "admin", "port": 2222}])
     )
     (host,) = read_hosts(path)
-    assert host == ssh_host("a", "1.2.3.4", user="admin", port=2222)
+    assert host == described_host("a", "1.2.3.4", user="admin", port=2222)
     assert host.command[0] == "ssh"
     assert host.command[-1].startswith("exec sudo -n env ")
-    assert "exec sudo -S -p '' " in ssh_host("a", "b", user="x", password="p").command[-1]
-    assert "sudo" not in ssh_host("a", "b", user="root").command[-1]
+    assert "exec sudo -S -p '' " in described_host("a", "b", user="x", password="p").command[-1]
+    assert "sudo" not in described_host("a", "b", user="root").command[-1]
     for text in ("[]", "{", '[{"name": "a"}]', '[{"name": "a", "address": "b", "x": 1}]'):
         path.write_text(text)
         with pytest.raises(DatasetError):

@@ -34,7 +34,7 @@ class Host:
     port: int = PORT
 
 
-def ssh_host(
+def described_host(
     name: str,
     address: str,
     *,
@@ -46,8 +46,9 @@ def ssh_host(
     python: str = "/usr/bin/python3",
     password: str | None = None,
     peer_port: int = PORT,
+    connection: str = "ssh",
 ) -> Host:
-    """Describe a host that is reached with ssh, as Ansible's inventory does.
+    """Describe a host as Ansible's inventory does.
 
     Args:
         name: what messages call it.
@@ -60,7 +61,11 @@ def ssh_host(
         python: its interpreter.
         password: for sudo.
         peer_port: TCP port on which it exchanges pieces.
+        connection: `ssh`, or `local` for this machine.
     """
+    if connection == "local":
+        local = (python,) if os.geteuid() == 0 else ("sudo", "-n", python)
+        return Host(name, address, local, None, None, peer_port)
     command = ["ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=15"]
     command += [
         "-o",
@@ -84,7 +89,7 @@ def ssh_host(
 
 
 def read_hosts(path: Path) -> list[Host]:
-    """Read hosts from a JSON list with the arguments of `ssh_host` for each.
+    """Read hosts from a JSON list with the arguments of `described_host` for each.
 
     Raises:
         DatasetError: it is none.
@@ -92,7 +97,7 @@ def read_hosts(path: Path) -> list[Host]:
     try:
         entries = orjson.loads(path.read_bytes())
         hosts = [
-            ssh_host(**{key: value for key, value in entry.items() if value not in ("", None)})
+            described_host(**{key: value for key, value in entry.items() if value not in ("", None)})
             for entry in entries
         ]
     except FileNotFoundError:

@@ -97,7 +97,7 @@ class Store:
         if self.link.is_symlink():
             with suppress(OSError, ValueError, KeyError):  # It points to nothing any more.
                 current = json.loads((self.link / "manifest.json").read_text())["version"]
-        elif self.link.exists():
+        elif self.link.exists() and not self._is_placeholder():
             raise HostError(
                 f"{self.link}: is not a link made by coco-sync. Move it away, for example to "
                 f"{self.link}.old"
@@ -111,6 +111,10 @@ class Store:
             )
         mounted = os.path.ismount(self.mount_point(version))
         return {"complete": complete, "mounted": mounted, "current": current}
+
+    def _is_placeholder(self) -> bool:
+        """Say whether an empty folder waits for the data set under the link's path."""
+        return self.link.is_dir() and not self.link.is_symlink() and not any(self.link.iterdir())
 
     def activate(self, version: str) -> bool:
         """Mount a version beside the others, and let the link point to it in one step."""
@@ -128,6 +132,8 @@ class Store:
             beside = self.link.with_name(f".{self.link.name}.new")
             beside.unlink(missing_ok=True)
             beside.symlink_to(point)
+            if self._is_placeholder():
+                self.link.rmdir()
             beside.replace(self.link)
             changed = True
         return changed
