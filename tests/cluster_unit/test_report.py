@@ -72,7 +72,7 @@ DISTRIBUTED = Experiment(
             {"model": "tiny", "global_batch_size": 64},
             restarts=1,
             allocations=[(10.0, 40.0), (60.0, None)],
-            archived=[(1, 30, 38.0, trained(9.0, 500.0))],
+            archived=[(1, 25, 38.0, trained(9.0, 500.0))],
             training=[
                 (1, 10, 20.0, trained(8.0, 900.0)),
                 (1, 20, 30.0, trained(4.0, 30.0)),
