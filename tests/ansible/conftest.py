@@ -1,0 +1,47 @@
+"""The playbooks' Python, which Ansible finds by path and not by import."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ANSIBLE = Path(__file__).resolve().parents[2] / "ansible"
+
+
+def load(path: str) -> ModuleType:
+    """Import a file below ansible/ as Ansible does."""
+    name = "ansible_under_test_" + Path(path).stem
+    spec = importlib.util.spec_from_file_location(name, ANSIBLE / path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def checks() -> ModuleType:
+    return load("filter_plugins/checks.py")
+
+
+@pytest.fixture(scope="session")
+def doctor() -> ModuleType:
+    return load("filter_plugins/doctor.py")
+
+
+@pytest.fixture(scope="session")
+def status() -> ModuleType:
+    return load("filter_plugins/status.py")
+
+
+@pytest.fixture(scope="session")
+def addresses() -> ModuleType:
+    return load("filter_plugins/addresses.py")
+
+
+@pytest.fixture(scope="session")
+def host_probe() -> ModuleType:
+    return load("library/host_probe.py")

@@ -1,0 +1,169 @@
+"""The doctor and the status, on a sound cluster and on one with a fault."""
+
+import copy
+import json
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from tests.ansible.test_preflight import SETTINGS, SOUND
+
+IMAGE = {"Id": "sha256:image", "RepoDigests": ["10.0.0.1:5443/trial@sha256:manifest"]}
+UNITS = {
+    f"determined-{name}.service": "active"
+    for name in ("agent", "master", "postgres", "registry", "firewall")
+}
+DOCTOR_SETTINGS = {
+    "cluster_image": "sha256:image",
+    "read_mb_per_s": 50,
+    "storage": "mount",
+    "checkpoint_path": "/mnt/shared",
+    "data_path": "/data/coco",
+    "firewall": True,
+    "local": False,
+    "host": {**SETTINGS, "ports": {}},
+}
+
+
+class Cluster:
+    """A sound cluster of two hosts, to be broken."""
+
+    def __init__(self) -> None:
+        probe = {
+            **copy.deepcopy(SOUND),
+            "provisioned": True,
+            "units": UNITS,
+            "exposed": [],
+            "data": {"name": "coco", "version": "abc"},
+        }
+        self.hosts: dict[str, dict[str, Any]] = {
+            name: {
+                "address": f"10.0.0.{number}",
+                "master": number == 1,
+                "agent": True,
+                "probe": copy.deepcopy(probe),
+                "error": "",
+                "images": [dict(IMAGE)],
+            }
+            for number, name in enumerate(("node1", "node2"), 1)
+        }
+        slot = {"container": None}
+        self.api: dict[str, Any] = {
+            "url": "https://10.0.0.1:8443",
+            "error": "",
+            "master": {"version": "0.38.1"},
+            "agents": [
+                {"id": name, "enabled": True, "version": "0.38.1", "slots": {"0": slot, "1": slot}}
+                for name in self.hosts
+            ],
+            "experiments": [
+                {"id": 7, "name": "run", "state": "STATE_RUNNING", "progress": 0.5, "numTrials": 1},
+                {"id": 6, "name": "old", "state": "STATE_COMPLETED", "progress": 1, "numTrials": 1},
+            ],
+        }
+        result = {"backend": "gloo", "ranks": 2, "right": True, "gigabytes_per_second": 1.2}
+        self.trials: dict[str, dict[str, Any]] = {
+            name: {
+                "tls": {"status": 200},
+                "certificate": {"valid_at": {"soon": True}, "not_after": "20290101000000Z"},
+                "read": {"bytes": 10**9, "seconds": 2.0},
+                "storage": {"rc": 0},
+                "all_reduce": {"stdout": "noise\n" + json.dumps(result), "rc": 0},
+            }
+            for name in self.hosts
+        }
+
+
+@pytest.fixture
+def cluster() -> Cluster:
+    return Cluster()
+
+
+def _checks(cluster: Cluster, doctor: ModuleType, status: ModuleType) -> list[dict[str, Any]]:
+    found = status.cluster_status(cluster.hosts, cluster.api, "main", "trial:1")
+    judged = doctor.doctor_checks(cluster.hosts, found, cluster.trials, DOCTOR_SETTINGS)
+    return list(judged)
+
+
+def _failed(cluster: Cluster, doctor: ModuleType, status: ModuleType) -> list[tuple[str, str]]:
+    found = _checks(cluster, doctor, status)
+    assert all(check["remedy"] for check in found if not check["ok"])
+    return [(check["host"], check["name"]) for check in found if not check["ok"]]
+
+
+def test_a_sound_cluster_is_green(cluster: Cluster, doctor: ModuleType, status: ModuleType) -> None:
+    found = _checks(cluster, doctor, status)
+    assert [check for check in found if not check["ok"]] == []
+    messages = {check["message"] for check in found}
+    assert "1.2 GB/s over 2 hosts (gloo)" in messages
+    assert "500 MB/s uncached, of 1000 MB" in messages
+
+
+def test_a_dead_host_is_named(cluster: Cluster, doctor: ModuleType, status: ModuleType) -> None:
+    cluster.hosts["node2"] |= {"probe": None, "error": "No route to host"}
+    cluster.api["agents"].pop()
+    assert _failed(cluster, doctor, status) == [("node2", "SSH")]
+
+
+def test_a_silent_master_is_named(cluster: Cluster, doctor: ModuleType, status: ModuleType) -> None:
+    cluster.api |= {"error": "Connection refused", "master": {}, "agents": []}
+    failed = _failed(cluster, doctor, status)
+    assert failed == [("master", "API"), ("node1", "agent"), ("node2", "agent")]
+
+
+@pytest.mark.parametrize(
+    ("break_it", "failed"),
+    [
+        (
+            lambda c: c.hosts["node2"]["probe"]["units"].pop("determined-agent.service"),
+            [("node2", "determined-agent")],
+        ),
+        (lambda c: c.trials["node2"].update(tls={"status": -1}), [("node2", "TLS to the master")]),
+        (
+            lambda c: c.trials["node2"]["certificate"]["valid_at"].update(soon=False),
+            [("node2", "certificate")],
+        ),
+        (
+            lambda c: c.hosts["node2"]["probe"].update(exposed=[{"port": 5432}]),
+            [("node2", "database closed")],
+        ),
+        (lambda c: c.hosts["node2"].update(images=[]), [("node2", "task image")]),
+        (
+            lambda c: c.hosts["node2"]["images"][0].update(Id="sha256:other"),
+            [("node2", "task image")],
+        ),
+        (lambda c: c.api["agents"][1].update(enabled=False), [("node2", "enabled")]),
+        (lambda c: c.api["agents"][1].update(version="0.37"), [("node2", "agent's version")]),
+        (lambda c: c.api["agents"][1].update(slots={}), [("node2", "agent")]),
+        (
+            lambda c: c.trials["node2"]["read"].update(seconds=21.0),
+            [("node2", "reading the data set")],
+        ),
+        (lambda c: c.trials["node2"].update(storage={"rc": 1}), [("node2", "checkpoint storage")]),
+        (
+            lambda c: c.trials["node2"].update(all_reduce={"stdout": "", "stderr": "timed out"}),
+            [("node2", "all-reduce")],
+        ),
+        (
+            lambda c: c.hosts["node2"]["probe"].update(data={"name": None, "version": None}),
+            [("node2", "data set")],
+        ),
+        (lambda c: c.api["agents"].append({"id": "stray"}), [("master", "agents")]),
+    ],
+)
+def test_each_fault_is_found(
+    cluster: Cluster, doctor: ModuleType, status: ModuleType, break_it: Any, failed: list[Any]
+) -> None:
+    break_it(cluster)
+    assert _failed(cluster, doctor, status) == failed
+
+
+def test_status_counts_slots_and_active_experiments(cluster: Cluster, status: ModuleType) -> None:
+    cluster.api["agents"][0]["slots"]["1"] = {"container": {"id": "c"}}
+    found = status.cluster_status(cluster.hosts, cluster.api, "main", "trial:1")
+    assert [(host["slots_used"], host["slots"]) for host in found["hosts"]] == [(1, 2), (0, 2)]
+    assert found["hosts"][0]["image"] == "sha256:manifest"
+    active = {row["id"]: (row["state"], row["active"]) for row in found["experiments"]}
+    assert active == {7: ("RUNNING", True), 6: ("COMPLETED", False)}
+    json.dumps(found)

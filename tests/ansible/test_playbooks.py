@@ -1,0 +1,265 @@
+"""The playbooks without hosts: lint, templates under many settings, and the preflight's report."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+
+
+def _run(*command: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {
+        **os.environ,
+        "ANSIBLE_CONFIG": str(ROOT / "ansible/ansible.cfg"),
+        "PATH": f"{BIN}:{os.environ.get('PATH', '')}",
+        "NO_COLOR": "1",
+        **variables,
+    }
+    return subprocess.run(
+        [str(part) for part in command],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _ansible_is_installed() -> None:
+    if not (BIN / "ansible-playbook").exists():
+        pytest.fail("ansible is missing from the environment: make setup")
+
+
+@pytest.mark.slow
+def test_ansible_lint() -> None:
+    # Its production profile; every playbook's syntax is checked on the way.
+    outcome = _run(BIN / "ansible-lint", "--offline", "--nocolor", "ansible")
+    assert outcome.returncode == 0, outcome.stdout + outcome.stderr
+
+
+HOSTS = {
+    # Settings in different ways on every host; one is the master.
+    "plain": {"cluster_address": "10.0.0.1"},
+    "gpus": {"nvidia_gpus": 4, "cluster_address": "10.0.0.2"},
+    "six": {"cluster_address": "fd00::3", "cluster_networks": ["fd00::/64"]},
+    "shut": {"client_networks": [], "trial_interface": "eth1"},
+}
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "mount": {},
+    "s3": {
+        "checkpoint_storage": "s3",
+        "checkpoint_s3": {"bucket": "b", "endpoint_url": "http://s"},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for each case and host, with what the templates make of it."""
+    out = tmp_path_factory.mktemp("rendered")
+    secrets = out / "secrets/main"
+    secrets.mkdir(parents=True)
+    for name in ("s3_access_key", "s3_secret_key"):
+        (secrets / name).write_text(name)
+    common: dict[str, Any] = {
+        "ansible_connection": "local",
+        "ansible_python_interpreter": sys.executable,
+        "cluster_networks": ["10.0.0.0/24"],
+        "task_image": "trial:1",
+        "secrets_folder": str(out / "secrets"),
+        "checkpoint_path": "/mnt/shared/checkpoints",
+        "proxy": {"http_proxy": "http://proxy:3128", "no_proxy": "10.0.0.0/8"},
+    }
+    # The defaults lie beside the playbooks, which the one of this test is not.
+    defaults = (ROOT / "ansible/group_vars/all.yml").read_text()
+    defaults = defaults.replace("playbook_dir", f"'{ROOT / 'ansible'}'")
+    groups = {"master": {"hosts": {"plain": {}}}, "agents": {"hosts": HOSTS}}
+    for case, settings in CASES.items():
+        variables = {**yaml.safe_load(defaults), **common, **settings}
+        inventory = out / f"{case}.yml"
+        inventory.write_text(yaml.safe_dump({"all": {"vars": variables, "children": groups}}))
+        written = out / f"{case}.json"
+        outcome = _run(
+            BIN / "ansible-playbook",
+            *("--inventory", inventory, "--extra-vars", f"out={written}"),
+            "tests/ansible/render.yml",
+        )
+        assert outcome.returncode == 0, outcome.stdout + outcome.stderr
+        for host, files in json.loads(written.read_text()).items():
+            folder = out / case / host
+            folder.mkdir(parents=True)
+            for name, text in files.items():
+                (folder / name).write_text(text)
+    return out
+
+
+def _yaml(rendered: Path, *path: str) -> Any:
+    return yaml.safe_load(rendered.joinpath(*path).read_text())
+
+
+def test_master_configuration(rendered: Path) -> None:
+    master = _yaml(rendered, "mount", "plain", "master.yaml")
+    assert master["port"] == 8443
+    assert master["db"]["host"] == "127.0.0.1"
+    assert master["security"]["tls"]["cert"].endswith("chain.crt")
+    assert master["resource_manager"]["require_authentication"] is True
+    assert master["checkpoint_storage"]["host_path"] == "/mnt/shared/checkpoints"
+    defaults = master["task_container_defaults"]
+    assert defaults["image"] == "trial:1"
+    assert defaults["network_mode"] == "host"
+    assert "http_proxy=http://proxy:3128" in defaults["environment_variables"]
+    password = master["security"]["initial_user_password"]
+    assert len(password) == 24
+    file = rendered / "secrets/main/admin_password"
+    assert file.read_text().strip() == password
+    assert file.stat().st_mode & 0o077 == 0
+    assert master["db"]["password"] != password
+
+
+def test_s3_keys_come_from_the_secrets(rendered: Path) -> None:
+    storage = _yaml(rendered, "s3", "plain", "master.yaml")["checkpoint_storage"]
+    assert storage["type"] == "s3"
+    assert storage["endpoint_url"] == "http://s"
+    assert (storage["access_key"], storage["secret_key"]) == ("s3_access_key", "s3_secret_key")
+
+
+def test_agents_have_gpus_or_processor_slots(rendered: Path) -> None:
+    plain = _yaml(rendered, "mount", "plain", "agent.yaml")
+    assert (plain["slot_type"], plain["artificial_slots"]) == ("cpu", 2)
+    assert plain["security"]["tls"]["enabled"] is True
+    gpus = _yaml(rendered, "mount", "gpus", "agent.yaml")
+    assert gpus["slot_type"] == "cuda"
+    assert "artificial_slots" not in gpus
+
+
+def test_the_interface_of_trials_can_be_named(rendered: Path) -> None:
+    def interface(host: str) -> object:
+        master = _yaml(rendered, "mount", host, "master.yaml")
+        return master["task_container_defaults"].get("dtrain_network_interface")
+
+    assert interface("plain") is None
+    assert interface("shut") == "eth1"
+
+
+def test_the_firewall_lets_in_the_named_networks_only(rendered: Path) -> None:
+    plain = (rendered / "mount/plain/firewall.nft").read_text()
+    assert "tcp dport 8443 ip saddr @clients4 accept" in plain
+    assert "tcp dport { 8443, 5443, 5432 } counter drop" in plain
+    assert "10.0.0.0/24, 10.0.0.0/8" in plain
+    shut = (rendered / "mount/shut/firewall.nft").read_text()
+    assert "172.16.0.0/12" not in shut
+    assert "8443" not in shut  # Its host is not the master's.
+    assert "tcp dport 12350-12399 counter drop" in shut
+    six = (rendered / "mount/six/firewall.nft").read_text()
+    assert "elements = { fd00::/64 }" in six
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_nft_takes_the_rules(rendered: Path, host: str) -> None:
+    if shutil.which("nft") is None:
+        pytest.skip("nft is not installed")
+    outcome = _run("nft", "--check", "--file", rendered / "mount" / host / "firewall.nft")
+    if "Operation not permitted" in outcome.stderr:
+        pytest.skip("nft may not look at this machine's rules")
+    assert outcome.returncode == 0, outcome.stderr
+
+
+def test_systemd_takes_the_units(rendered: Path) -> None:
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze is not installed")
+    folder = rendered / "mount/plain"
+    shutil.copy(folder / "container.service", folder / "determined-agent.service")
+    for name in ("service", "timer"):
+        shutil.copy(folder / f"health.{name}", folder / f"determined-agent-health.{name}")
+    units = ["determined-agent.service", "determined-agent-health.service"]
+    units += ["determined-agent-health.timer", "determined-firewall.service"]
+    outcome = _run("systemd-analyze", "verify", "--man=no", *(folder / unit for unit in units))
+    # Programs that this machine lacks are no fault of the units.
+    faults = [
+        line
+        for line in outcome.stderr.splitlines()
+        if str(folder) in line and "is not executable" not in line
+    ]
+    assert faults == []
+
+
+def test_the_preflight_lists_all_hosts_and_changes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "hosts.yml").write_text(
+        yaml.safe_dump(
+            {
+                "all": {
+                    "vars": {
+                        "memory_gb": 100000,
+                        "task_image": "trial:1",
+                        "docker_data": str(tmp_path),
+                        "data_path": str(tmp_path / "data"),
+                    },
+                    "children": {
+                        "master": {"hosts": {"here": {"ansible_connection": "local"}}},
+                        "agents": {
+                            "hosts": {
+                                "here": {"ansible_python_interpreter": sys.executable},
+                                "gone": {"ansible_host": "127.0.0.1", "ansible_port": 1},
+                            }
+                        },
+                    },
+                }
+            }
+        )
+    )
+    outcome = _run(BIN / "ansible-playbook", "-i", tmp_path / "hosts.yml", "ansible/preflight.yml")
+    assert outcome.returncode != 0
+    printed = " ".join(outcome.stdout.split())
+    assert "FAIL here: memory" in printed
+    assert "or lower memory_gb" in printed
+    assert "FAIL gone: SSH:" in printed
+    assert "changed=0" in outcome.stdout
+    assert "changed=1" not in outcome.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["hosts.yml"]
+
+
+def _command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return _run(sys.executable, "ansible/command.py", *arguments)
+
+
+def test_a_missing_inventory_is_explained() -> None:
+    outcome = _command("up", "--inventory", "no-such.yml")
+    assert outcome.returncode == 1
+    assert "error: there is no inventory no-such.yml. Copy" in outcome.stderr
+
+
+def test_a_host_that_is_not_in_the_inventory_is_refused() -> None:
+    inventory = "ansible/inventories/test-hosts.yml"
+    outcome = _command("drain", "--inventory", inventory, "--host", "host7")
+    assert outcome.returncode == 1
+    assert "'host7' is no agent of" in outcome.stderr
+    assert "host1, host2, host3" in outcome.stderr
+
+
+def test_taking_a_cluster_down_asks_first() -> None:
+    inventory = "ansible/inventories/test-hosts.yml"
+    outcome = _command("down", "--inventory", inventory)
+    assert outcome.returncode == 1
+    assert "keep its data" in outcome.stdout + outcome.stderr
+    assert "Aborted" in outcome.stdout + outcome.stderr
+
+
+@pytest.mark.parametrize("name", ["example", "single", "test-hosts"])
+def test_inventories_are_complete(name: str) -> None:
+    inventory = f"ansible/inventories/{name}.yml"
+    outcome = _run(BIN / "ansible-inventory", "-i", inventory, "--list")
+    assert outcome.returncode == 0, outcome.stderr
+    listing = yaml.safe_load(outcome.stdout)
+    assert len(listing["master"]["hosts"]) == 1
+    assert listing["agents"]["hosts"]

@@ -1,0 +1,212 @@
+"""The preflight names every problem, against probes that are broken in one way each."""
+
+import copy
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+GIB = 1024**3
+SOUND: dict[str, Any] = {
+    "system": {"id": "debian", "version": "12", "name": "Debian GNU/Linux 12", "systemd": True},
+    "machine": "x86_64",
+    "memory": 64 * GIB,
+    "clock_offset": 0.4,
+    "disks": {
+        "/var/lib/docker": {"exists": True, "at": "/var/lib/docker", "device": 1, "free": 99 * GIB},
+        "/data/coco": {"exists": False, "at": "/", "device": 2, "free": 99 * GIB},
+    },
+    "gpus": {"on_bus": 2, "visible": 2, "names": ["H200", "H200"], "driver": "580.65.06"},
+    "ports": [22],
+    "docker": {"kind": None, "version": None, "daemon_json": None},
+    "unreachable": [],
+    "provisioned": False,
+}
+SETTINGS = {
+    "image_disk_gb": 30,
+    "data_disk_gb": 60,
+    "docker_data": "/var/lib/docker",
+    "data_path": "/data/coco",
+    "memory_gb": 8,
+    "clock_offset_seconds": 10,
+    "gpus": "auto",
+    "nvidia_driver_minimum": 580,
+    "nvidia_driver_package": "",
+    "ports": {"master_port": 8443},
+    "may_become": True,
+}
+
+
+def _failed(
+    checks: ModuleType, change: Callable[[dict[str, Any]], object] | None = None, **settings: Any
+) -> list[dict[str, Any]]:
+    probe = copy.deepcopy(SOUND)
+    if change:
+        change(probe)
+    return list(checks.failed(checks.host_checks(probe, "node1", {**SETTINGS, **settings})))
+
+
+def test_a_sound_host_passes(checks: ModuleType) -> None:
+    assert _failed(checks) == []
+
+
+def _set(*path: str, to: Any) -> Callable[[dict[str, Any]], None]:
+    def change(probe: dict[str, Any]) -> None:
+        for key in path[:-1]:
+            probe = probe[key]
+        probe[path[-1]] = to
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "name", "remedy"),
+    [
+        (_set("system", "version", to="11"), "operating system", "Ubuntu 24.04"),
+        (_set("system", "id", to="fedora"), "operating system", "Debian 12"),
+        (_set("system", "systemd", to=False), "systemd", "boot the host"),
+        (_set("machine", to="aarch64"), "architecture", "x86-64"),
+        (_set("memory", to=4 * GIB), "memory", "memory_gb"),
+        (_set("clock_offset", to=-11.0), "clock", "set-ntp true"),
+        (_set("clock_offset", to=21.0), "clock", "set-ntp true"),
+        (_set("disks", "/var/lib/docker", "free", to=29 * GIB), "disk for images", "image_disk_gb"),
+        (_set("disks", "/data/coco", "free", to=59 * GIB), "disk for data", "data_disk_gb"),
+        (_set("gpus", "driver", to="570.10"), "NVIDIA driver", "580 or newer"),
+        (_set("gpus", "driver", to=None), "NVIDIA driver", "nvidia_driver_package"),
+        (_set("gpus", "visible", to=1), "GPUs", "dmesg"),
+        (_set("ports", to=[22, 8443]), "port 8443", "ss -ltnp"),
+        (
+            _set("docker", to={"kind": "snap", "version": "27.1", "daemon_json": None}),
+            "Docker",
+            "snap remove docker",
+        ),
+        (
+            _set("docker", to={"kind": "podman", "version": "4.3", "daemon_json": None}),
+            "Docker",
+            "podman-docker",
+        ),
+        (
+            _set("docker", to={"kind": "docker", "version": "19.03.8", "daemon_json": None}),
+            "Docker",
+            "20.10 or newer",
+        ),
+        (
+            _set("docker", to={"kind": "docker", "version": "26.1.5+x", "daemon_json": "line 3"}),
+            "daemon.json",
+            "never overwritten",
+        ),
+        (
+            _set(
+                "unreachable",
+                to=[
+                    {
+                        "name": "node2",
+                        "address": "node2",
+                        "port": 22,
+                        "error": "Name or service not known",
+                        "resolved": False,
+                    }
+                ],
+            ),
+            "network",
+            "let node2 resolve on node1",
+        ),
+        (
+            _set(
+                "unreachable",
+                to=[
+                    {
+                        "name": "node2",
+                        "address": "10.0.0.2",
+                        "port": 22,
+                        "error": "timed out",
+                        "resolved": True,
+                    }
+                ],
+            ),
+            "network",
+            "open the way from node1 to 10.0.0.2:22",
+        ),
+    ],
+)
+def test_each_fault_is_named_with_its_remedy(
+    checks: ModuleType, change: Callable[[dict[str, Any]], None], name: str, remedy: str
+) -> None:
+    found = _failed(checks, change)
+    assert [check["name"] for check in found] == [name]
+    assert remedy in found[0]["remedy"]
+
+
+def test_all_faults_are_named_at_once(checks: ModuleType) -> None:
+    def break_everything(probe: dict[str, Any]) -> None:
+        _set("machine", to="riscv64")(probe)
+        _set("memory", to=GIB)(probe)
+        _set("ports", to=[8443])(probe)
+
+    names = [check["name"] for check in _failed(checks, break_everything, may_become=False)]
+    assert names == ["architecture", "privileges", "memory", "port 8443"]
+
+
+def test_folders_of_one_disk_share_its_room(checks: ModuleType) -> None:
+    def one_disk(probe: dict[str, Any]) -> None:
+        for disk in probe["disks"].values():
+            disk.update(device=1, free=80 * GIB)
+
+    assert [check["name"] for check in _failed(checks, one_disk)] == ["disk for data"]
+
+
+def test_a_provisioned_host_holds_its_own_ports_and_images(checks: ModuleType) -> None:
+    def provisioned(probe: dict[str, Any]) -> None:
+        probe["provisioned"] = True
+        probe["ports"] = [22, 8443]
+        probe["disks"]["/var/lib/docker"]["free"] = 2 * GIB
+
+    assert _failed(checks, provisioned) == []
+
+
+def test_gpus_can_be_required_and_left_out(checks: ModuleType) -> None:
+    none = _set("gpus", to={"on_bus": 0, "visible": 0, "names": [], "driver": None})
+    assert _failed(checks, none) == []
+    assert [check["name"] for check in _failed(checks, none, gpus="required")] == ["GPUs"]
+    assert _failed(checks, _set("gpus", "driver", to="390.1"), gpus="none") == []
+
+
+def test_a_driver_that_will_be_installed_is_no_problem(checks: ModuleType) -> None:
+    old = _set("gpus", "driver", to="535.1")
+    assert _failed(checks, old, nvidia_driver_package="nvidia-driver-580-server") == []
+
+
+def test_different_gpu_counts_are_a_problem_unless_allowed(checks: ModuleType) -> None:
+    probes = {f"node{count}": {"gpus": {"visible": count}} for count in (2, 4)}
+    (found,) = checks.failed(checks.cluster_checks(probes, False))
+    assert found["message"] == "GPUs: node2 2, node4 4"
+    assert checks.cluster_checks(probes, True) == []
+
+
+def test_a_host_that_does_not_answer_is_one_more_problem(checks: ModuleType) -> None:
+    (found,) = checks.unreached({"node3": "Connection refused\nmore"})
+    assert found["message"] == "Connection refused"
+    assert checks.check_lines([found])[1].strip().startswith("-> see that `ssh`")
+
+
+def test_the_probe_looks_at_this_machine(host_probe: ModuleType) -> None:
+    assert host_probe.system()["id"]
+    assert host_probe.memory_bytes() > GIB / 4
+    missing = host_probe.disk("/no/such/folder")
+    assert missing["at"] == "/"
+    assert not missing["exists"]
+    assert missing["free"] > 0
+
+
+def test_the_probe_tells_ports_apart(host_probe: ModuleType) -> None:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert port in host_probe.listening_ports()
+        assert host_probe.reach({"name": "here", "address": "127.0.0.1", "port": port}) is None
+    refused = host_probe.reach({"name": "here", "address": "127.0.0.1", "port": port})
+    assert refused["resolved"]
+    unknown = host_probe.reach({"name": "x", "address": "no-such-host.invalid", "port": 22})
+    assert not unknown["resolved"]
