@@ -53,7 +53,9 @@ def collect_cluster(session: api.Session, name: str) -> ClusterRecord:
     )
 
 
-def collect_experiments(session: api.Session, numbers: Sequence[int]) -> list[ExperimentRecord]:
+def collect_experiments(
+    session: api.Session, cluster: ClusterRecord, numbers: Sequence[int]
+) -> list[ExperimentRecord]:
     """The experiments with what their trials have reported, in the order given.
 
     A search's trials come with their validation metrics; training metrics come for the trial that
@@ -74,7 +76,7 @@ def collect_experiments(session: api.Session, numbers: Sequence[int]) -> list[Ex
             f"this cluster has no experiment {_listed(unknown)}; det experiment list shows what "
             "there is"
         )
-    experiments = [_experiment(session, each) for each in found]
+    experiments = [_experiment(session, cluster, each) for each in found]
     silent = [each for each in experiments if not _has_losses(each)]
     if silent:
         states = ", ".join(f"{each.id} ({each.state})" for each in silent)
@@ -91,7 +93,9 @@ def _has_losses(experiment: ExperimentRecord) -> bool:
     )
 
 
-def _experiment(session: api.Session, found: bindings.v1Experiment) -> ExperimentRecord:
+def _experiment(
+    session: api.Session, cluster: ClusterRecord, found: bindings.v1Experiment
+) -> ExperimentRecord:
     pages = api.read_paginated(
         lambda offset: bindings.get_GetExperimentTrials(
             session,
@@ -114,7 +118,7 @@ def _experiment(session: api.Session, found: bindings.v1Experiment) -> Experimen
     if not trials:
         return experiment
     shown = next(trial for trial in trials if trial.id == experiment.shown.id)
-    complete = _shown_trial(session, shown, evaluated[shown.id])
+    complete = _shown_trial(session, cluster, shown, evaluated[shown.id])
     return ExperimentRecord(
         **{
             **vars(experiment),
@@ -151,6 +155,7 @@ def _trial(
 
 def _shown_trial(
     session: api.Session,
+    cluster: ClusterRecord,
     trial: bindings.trialv1Trial,
     evaluated: Sequence[bindings.v1MetricsReport],
 ) -> TrialRecord:
@@ -164,14 +169,31 @@ def _shown_trial(
         ).acceleratorData
     ]
     saved = bindings.get_GetTrialCheckpoints(session, id=trial.id, limit=1).checkpoints
+    hosts = tuple(sorted({each.nodeName for each in used if each.nodeName}))
+    kinds = {each.acceleratorType.upper() for each in used if each.acceleratorType}
     return _trial(
         session,
         trial,
         evaluated,
         trained,
-        hosts=tuple(sorted({each.nodeName for each in used if each.nodeName})),
+        hosts=hosts,
+        devices=_devices(trial, cluster, hosts) or tuple(sorted(kinds)),
         framework=_framework(saved[0].metadata) if saved else None,
     )
+
+
+def _devices(
+    trial: bindings.trialv1Trial, cluster: ClusterRecord, hosts: Sequence[str]
+) -> tuple[str, ...]:
+    """What a trial's slots were by name: as it said itself, or as its hosts have it now.
+
+    Nothing if it did not say, and the hosts are gone.
+    """
+    said = (trial.metadata or {}).get("device")
+    if said:
+        return (str(said),)
+    kinds = [kind for agent in cluster.agents if agent.name in hosts for kind in agent.devices]
+    return tuple(dict.fromkeys(kinds))
 
 
 def _framework(metadata: Mapping[str, Any]) -> dict[str, str]:
@@ -256,15 +278,17 @@ def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 def _device(slot: bindings.v1Slot) -> str:
     """What a slot is, such as the GPU's name."""
-    if slot.device is None:
+    if slot.device is None or slot.device.type is None:
         return "unknown"
-    kind = slot.device.type.value.removeprefix("TYPE_") if slot.device.type else "unknown"
-    return slot.device.brand or kind
+    kind = slot.device.type.value.removeprefix("TYPE_")
+    # Slots that stand for a share of the processor have the brand Artificial.
+    return slot.device.brand if slot.device.brand and kind != "CPU" else kind
 
 
 def _seconds(stamp: str) -> float:
-    """A time of the master's as Unix seconds."""
-    return datetime.datetime.fromisoformat(stamp).timestamp()
+    """A time of the master's as Unix seconds; it leaves the zone out of some, which is UTC too."""
+    time = datetime.datetime.fromisoformat(stamp)
+    return (time if time.tzinfo else time.replace(tzinfo=datetime.UTC)).timestamp()
 
 
 def _listed(numbers: Sequence[int]) -> str:

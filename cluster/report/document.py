@@ -189,7 +189,6 @@ def _origin(cluster: ClusterRecord, experiments: Sequence[ExperimentRecord]) -> 
     for each in experiments:
         trial = each.shown
         noted = trial.metadata or {}
-        devices = cluster.devices(trial.hosts)
         versions = {**(noted.get("versions") or {}), **(trial.framework or {})}
         hosts = ", ".join(trial.hosts) or _UNKNOWN
         rows.append(
@@ -199,7 +198,7 @@ def _origin(cluster: ClusterRecord, experiments: Sequence[ExperimentRecord]) -> 
                 each.image or _UNKNOWN,
                 ", ".join(f"{name} {version}" for name, version in versions.items()) or _UNKNOWN,
                 (each.data_version or _UNKNOWN)[:_VERSION_DIGITS],
-                hosts + (f" ({', '.join(devices)})" if devices else ""),
+                hosts + (f" ({', '.join(trial.devices)})" if trial.devices else ""),
                 str(noted.get("machine") or _UNKNOWN),
             ]
         )

@@ -41,8 +41,8 @@ def write_report(connection: Connection, numbers: Sequence[int], out: Path) -> P
     require_replaceable(out)
     session = connection.login()._session
     with explained(connection):
-        experiments = collect_experiments(session, numbers)
         cluster = collect_cluster(session, connection.name)
+        experiments = collect_experiments(session, cluster, numbers)
     return write_folder(cluster, experiments, out)
 
 
@@ -51,7 +51,7 @@ def write_folder(
 ) -> Path:
     """Write the report of what was read; return its README.md."""
     require_replaceable(out)
-    workloads = scaling(cluster, experiments)
+    workloads = scaling(experiments)
     searches = {each.id: searched_trials(each) for each in experiments if each.is_search}
     made = datetime.datetime.now(datetime.UTC)
     out = out.resolve()

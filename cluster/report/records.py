@@ -34,6 +34,7 @@ class TrialRecord:
         record: Its reports. `time` is in seconds since it first held slots, by the master's clock
             when it took the report in; `run` counts up with each start of the trial.
         hosts: The agents that it ran on.
+        devices: What its slots were, each kind once.
         framework: What its checkpoints say that they were made with, by package.
         metadata: What the trial itself wrote down of its surroundings.
     """
@@ -45,6 +46,7 @@ class TrialRecord:
     allocations: tuple[Allocation, ...]
     record: RunRecord
     hosts: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ()
     framework: Mapping[str, str] | None = None
     metadata: Mapping[str, Any] | None = None
 
@@ -193,8 +195,3 @@ class ClusterRecord:
     name: str
     master_version: str
     agents: tuple[Agent, ...]
-
-    def devices(self, hosts: tuple[str, ...]) -> tuple[str, ...]:
-        """What the slots of some hosts are, each kind once; those that are gone are unknown."""
-        kinds = [kind for each in self.agents if each.name in hosts for kind in each.devices]
-        return tuple(dict.fromkeys(kinds))

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster.report.records import ClusterRecord, ExperimentRecord, TrialRecord
+from cluster.report.records import ExperimentRecord, TrialRecord
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,7 @@ def training_speed(trial: TrialRecord) -> Speed | None:
     return Speed(float(median), float(low), float(high), len(rates), reported)
 
 
-def scaling(
-    cluster: ClusterRecord, experiments: Sequence[ExperimentRecord]
-) -> dict[str, list[ScalingPoint]]:
+def scaling(experiments: Sequence[ExperimentRecord]) -> dict[str, list[ScalingPoint]]:
     """Speeds by number of slots, for each workload of its own.
 
     Only experiments that train the same model with the same precision on the same devices can be
@@ -80,7 +78,7 @@ def scaling(
     for experiment in experiments:
         speed = training_speed(experiment.shown)
         if speed is not None:
-            measured[workload(cluster, experiment)].append((experiment, speed))
+            measured[workload(experiment)].append((experiment, speed))
     points = {}
     for name, pairs in measured.items():
         fewest = min(experiment.slots for experiment, _ in pairs)
@@ -92,14 +90,13 @@ def scaling(
     return points
 
 
-def workload(cluster: ClusterRecord, experiment: ExperimentRecord) -> str:
+def workload(experiment: ExperimentRecord) -> str:
     """What an experiment's speed depends on besides its slots, in words."""
     trial = experiment.shown
     size = trial.hparam("image_size")
     model = trial.hparam("model") + (f" at {_pixels(size)}" if size else "")
     precision = trial.hparam("amp_dtype") if trial.hparam("amp") else "float32"
-    devices = cluster.devices(trial.hosts)
-    return ", ".join([model, precision, *devices])
+    return ", ".join([model, precision, *trial.devices])
 
 
 def _pixels(size: Any) -> str:

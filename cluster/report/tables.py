@@ -74,7 +74,6 @@ def write_tables(
 def _experiment_row(cluster: ClusterRecord, experiment: ExperimentRecord) -> dict[str, Any]:
     trial = experiment.shown
     speed = training_speed(trial)
-    devices = cluster.devices(trial.hosts)
     best = trial.best("AP", smaller_is_better=False)
     return {
         "experiment": experiment.id,
@@ -98,7 +97,7 @@ def _experiment_row(cluster: ClusterRecord, experiment: ExperimentRecord) -> dic
         "commit": experiment.commit,
         "data_version": experiment.data_version,
         "agents": " ".join(trial.hosts),
-        "devices": ", ".join(devices),
+        "devices": ", ".join(trial.devices),
     }
 
 

@@ -14,7 +14,12 @@ EPOCH = 1_790_000_000.0
 
 def stamp(seconds: float) -> str:
     """A time as the master writes it."""
-    return datetime.fromtimestamp(EPOCH + seconds, UTC).isoformat().replace("+00:00", "Z")
+    return f"{naive_stamp(seconds)}Z"
+
+
+def naive_stamp(seconds: float) -> str:
+    """A time as the master writes those of allocations: UTC, without saying so."""
+    return datetime.fromtimestamp(EPOCH + seconds, UTC).replace(tzinfo=None).isoformat()
 
 
 @dataclass
@@ -63,6 +68,7 @@ class Master:
     """Stands in for the login that Determined's bindings make requests with."""
 
     experiments: Sequence[Experiment]
+    host: str = "node-1"
     requests: list[str] = field(default_factory=list)
 
     def _do_request(self, *, path: str, params: Any, **_: Any) -> Answer:
@@ -83,7 +89,9 @@ class Master:
             case ["tasks", task]:
                 return Answer([{"task": _task(self._trial_of(task))}])
             case ["tasks", _, "acceleratorData"]:
-                return Answer([{"acceleratorData": [{"nodeName": "node-1"}]}])
+                return Answer(
+                    [{"acceleratorData": [{"nodeName": self.host, "acceleratorType": "cuda"}]}]
+                )
         raise AssertionError(f"nothing is recorded for {path}")
 
     def _find(self, number: int) -> Experiment:
@@ -197,8 +205,8 @@ def _task(trial: Trial) -> dict[str, Any]:
                 "taskId": f"task-{trial.id}",
                 "state": "STATE_TERMINATED",
                 "slots": 1,
-                "startTime": stamp(start),
-                **({} if end is None else {"endTime": stamp(end)}),
+                "startTime": naive_stamp(start),
+                **({} if end is None else {"endTime": naive_stamp(end)}),
             }
             for number, (start, end) in enumerate(trial.allocations)
         ],

@@ -1,6 +1,7 @@
 import csv
 import dataclasses
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -130,8 +131,12 @@ def search(**hparams: Any) -> Experiment:
     )
 
 
-def collected(*experiments: Experiment) -> list[ExperimentRecord]:
-    return collect_experiments(Master(experiments), [each.id for each in experiments])
+CLUSTER = collect_cluster(Master([]), "local")
+
+
+def collected(*experiments: Experiment, **master: Any) -> list[ExperimentRecord]:
+    numbers = [each.id for each in experiments]
+    return collect_experiments(Master(experiments, **master), CLUSTER, numbers)
 
 
 @pytest.fixture
@@ -161,6 +166,28 @@ def test_time_runs_from_the_first_slots(three: list[ExperimentRecord]) -> None:
     assert distributed.restarts == 1
 
 
+@pytest.mark.skipif(not hasattr(time, "tzset"), reason="this system cannot change its time zone")
+def test_time_does_not_depend_on_the_zone_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "Asia/Tokyo")
+        time.tzset()
+        (experiment,) = collected(CONST)
+    time.tzset()
+    assert experiment.shown.seconds == 58
+
+
+def test_devices_are_known_without_their_agents() -> None:
+    def devices(host: str, metadata: dict[str, Any] | None) -> tuple[str, ...]:
+        trial = dataclasses.replace(CONST.trials[0], metadata=metadata)
+        (experiment,) = collected(dataclasses.replace(CONST, trials=[trial]), host=host)
+        assert experiment.shown.hosts == (host,)
+        return experiment.shown.devices
+
+    assert devices("node-1", None) == ("Example GPU",)
+    assert devices("gone", {"device": "Other GPU"}) == ("Other GPU",)
+    assert devices("gone", None) == ("CUDA",)
+
+
 def test_archived_reports_do_not_count(three: list[ExperimentRecord]) -> None:
     assert [each["batches"] for each in three[1].shown.record.training] == [10, 20, 30, 40]
     assert three[1].shown.record.training[2]["loss"] == 2
@@ -183,8 +210,7 @@ def test_speed_from_times_where_none_is_reported(three: list[ExperimentRecord]) 
 
 
 def test_ideal_grows_with_the_slots(three: list[ExperimentRecord]) -> None:
-    cluster = collect_cluster(Master([]), "local")
-    points = scaling(cluster, three[:2])["tiny, float32, Example GPU"]
+    points = scaling(three[:2])["tiny, float32, Example GPU"]
     assert [(each.slots, each.ideal, each.efficiency) for each in points] == [
         (1, 10, 1),
         (4, 40, 31 / 40),
@@ -196,7 +222,7 @@ def test_different_models_are_not_compared() -> None:
         DISTRIBUTED,
         trials=[dataclasses.replace(DISTRIBUTED.trials[0], hparams={"global_batch_size": 64})],
     )
-    points = scaling(collect_cluster(Master([]), "local"), collected(CONST, other))
+    points = scaling(collected(CONST, other))
     assert {name.split(",")[0]: each[0].efficiency for name, each in points.items()} == {
         "tiny": 1,
         "efficientdet_d0": 1,
@@ -262,7 +288,7 @@ def lines(figure: Figure) -> dict[str, tuple[list[float], list[float]]]:
 
 
 def test_speed_is_drawn_with_the_ideal_line(three: list[ExperimentRecord]) -> None:
-    drawn = plot_speed(scaling(collect_cluster(Master([]), "local"), three[:2]))
+    drawn = plot_speed(scaling(three[:2]))
     assert lines(drawn)["ideal"] == ([1, 4], [10, 40])
     assert ([1, 4], [10, 31]) in lines(drawn).values()
     (container,) = drawn.axes[0].containers
@@ -271,7 +297,7 @@ def test_speed_is_drawn_with_the_ideal_line(three: list[ExperimentRecord]) -> No
 
 
 def test_one_number_of_slots_has_no_ideal_line() -> None:
-    points = scaling(collect_cluster(Master([]), "local"), collected(CONST))
+    points = scaling(collected(CONST))
     assert "ideal" not in lines(plot_speed(points))
 
 
@@ -314,7 +340,7 @@ def read(file: Path) -> list[dict[str, str]]:
 
 def test_the_folder_is_complete(three: list[ExperimentRecord], tmp_path: Path) -> None:
     out = tmp_path / "new" / "report"
-    readme = write_folder(collect_cluster(Master([]), "local"), three, out)
+    readme = write_folder(CLUSTER, three, out)
     plots = ("speed", "loss", "ap", "search-3")
     tables = ("experiments", "speed", "training", "validation", "search-3")
     assert {each.name for each in out.iterdir()} == {
@@ -353,14 +379,13 @@ def test_the_folder_is_complete(three: list[ExperimentRecord], tmp_path: Path) -
 def test_an_earlier_report_is_replaced_and_nothing_else(
     three: list[ExperimentRecord], tmp_path: Path
 ) -> None:
-    cluster = collect_cluster(Master([]), "local")
     out = tmp_path / "report"
-    write_folder(cluster, three, out)
-    write_folder(cluster, three[:1], out)
+    write_folder(CLUSTER, three, out)
+    write_folder(CLUSTER, three[:1], out)
     assert not (out / "search-3.csv").exists()
     (out / "thesis.txt").write_text("mine")
     with pytest.raises(ClusterError, match=r"thesis\.txt.*would be deleted"):
-        write_folder(cluster, three, out)
+        write_folder(CLUSTER, three, out)
     assert (out / "thesis.txt").read_text() == "mine"
 
 
@@ -368,15 +393,14 @@ def test_an_earlier_report_is_replaced_and_nothing_else(
 def test_a_failure_leaves_the_earlier_report(
     three: list[ExperimentRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cluster = collect_cluster(Master([]), "local")
-    before = write_folder(cluster, three[:1], tmp_path / "report").read_text()
+    before = write_folder(CLUSTER, three[:1], tmp_path / "report").read_text()
 
     def full(*arguments: Any) -> None:
         raise OSError("no space left on device")
 
     monkeypatch.setattr("cluster.report.folder.write_tables", full)
     with pytest.raises(OSError, match="no space"):
-        write_folder(cluster, three, tmp_path / "report")
+        write_folder(CLUSTER, three, tmp_path / "report")
     assert [each.name for each in tmp_path.iterdir()] == ["report"]
     assert (tmp_path / "report" / "README.md").read_text() == before
 
@@ -390,7 +414,7 @@ def test_numbers_of_experiments() -> None:
 
 def test_unknown_experiments_are_all_named() -> None:
     with pytest.raises(ClusterError, match="no experiment 7, 8;"):
-        collect_experiments(Master([CONST]), [7, 1, 8])
+        collect_experiments(Master([CONST]), CLUSTER, [7, 1, 8])
 
 
 def test_experiments_without_losses_are_all_named() -> None:
@@ -403,6 +427,6 @@ def test_experiments_without_losses_are_all_named() -> None:
 def test_metrics_of_many_trials_come_in_few_requests() -> None:
     trials = [Trial(number, training=[(1, 1, 1.0, trained(1, 1))]) for number in range(1, 251)]
     master = Master([dataclasses.replace(search(), trials=trials)])
-    collect_experiments(master, [3])
+    collect_experiments(master, CLUSTER, [3])
     assert sum(path.endswith("validation_metrics") for path in master.requests) == 3
     assert sum(path.endswith("training_metrics") for path in master.requests) == 1
