@@ -81,8 +81,8 @@ def collect_experiments(
     if silent:
         states = ", ".join(f"{each.id} ({each.state})" for each in silent)
         raise ClusterError(
-            f"no training loss has been reported yet by experiment {states}; wait for it (make "
-            f"follow EXPERIMENT={silent[0].id}), or leave it out"
+            f"no training loss has been reported yet by experiment {states}; leave out what has "
+            "ended, and wait for the rest (make follow EXPERIMENT=...)"
         )
     return experiments
 
