@@ -7,10 +7,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from determined.common.api import bindings
-
 from cluster.connection import ROOT, Connection
 from cluster.errors import ClusterError
+from cluster.overlays import config_arguments
 from experiments import provenance
 
 
@@ -30,6 +29,10 @@ def submit(connection: Connection, config: Path, arguments: Sequence[str]) -> in
     # This interpreter's own det, whatever is on the PATH.
     command = [sys.executable, "-m", "determined.cli", "experiment", "create"]
     command += [str(config), str(ROOT), "--template", connection.template, *arguments]
+    commit = provenance.commit()
+    if commit is not None:
+        # The files that go along have no history: the report reads the commit from here.
+        command += config_arguments({"labels": [f"commit:{commit}"]})
     run = subprocess.run(
         command,
         env={**os.environ, **connection.environment()},
@@ -41,11 +44,4 @@ def submit(connection: Connection, config: Path, arguments: Sequence[str]) -> in
     if run.returncode or created is None:
         said = (run.stderr.strip() or run.stdout.strip()).splitlines()
         raise ClusterError("the experiment was not accepted:\n" + "\n".join(said[-20:]))
-    number = int(created[1])
-    commit = provenance.commit()
-    if commit is not None:
-        # The files that go along have no history: the report reads the commit from here.
-        bindings.put_PutExperimentLabel(
-            connection.login()._session, experimentId=number, label=f"commit:{commit}"
-        )
-    return number
+    return int(created[1])
