@@ -19,7 +19,7 @@ from cocodata import DatasetError
 from cocodata.mini import generate_mini_coco
 from cocodata.pack import Seal, pack_dataset
 from cocodata.sync.commands import bytes_per_second
-from cocodata.sync.hosts import read_hosts, described_host
+from cocodata.sync.hosts import described_host, read_hosts
 from cocodata.sync.torrent import Torrent
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -249,13 +249,13 @@ def test_damage_on_a_host_is_found_and_mended(
     cluster.hosts[1].run("echo 1 >/proc/sys/vm/drop_caches")
     status, text, result = cluster.sync(packed, "--verify")
     assert status == 1
-    assert result["hosts"]["host3"]["failure"] == "2 pieces are damaged"
+    assert result["hosts"]["host3"]["failure"] == "2 pieces damaged"
     assert result["failed"] == ["host3"]
     with pytest.raises(AssertionError):
         cluster.has(cluster.hosts[1], packed)
     status, text, result = cluster.sync(packed, "--verify", "--repair")
     assert status == 0, text
-    assert result["hosts"]["host3"]["changes"] == ["2 damaged pieces mended"]
+    assert result["hosts"]["host3"]["changes"] == ["2 pieces mended"]
     # Two pieces were moved and not the image.
     assert result["sent"] <= 2 * torrent.piece_length
     assert image.read_bytes() == packed.image

@@ -18,6 +18,7 @@ from typing import Any
 
 from cocodata.errors import DatasetError
 from cocodata.pack import Seal
+from cocodata.problems import count
 from cocodata.sync.connection import Connection, HostFailedError
 from cocodata.sync.hosts import Host
 
@@ -152,9 +153,9 @@ class Synchronisation:
             for name, pieces in damaged.items():
                 outcome = self.result.hosts[name]
                 if bad[name]:
-                    outcome.failure = outcome.failure or f"{len(bad[name])} pieces are damaged"
+                    outcome.failure = outcome.failure or f"{count(len(bad[name]), 'piece')} damaged"
                 elif outcome.failure is None:
-                    outcome.changes.append(f"{len(pieces)} damaged pieces mended")
+                    outcome.changes.append(f"{count(len(pieces), 'piece')} mended")
         finally:
             await self._close()
         return self.result

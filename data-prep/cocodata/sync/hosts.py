@@ -97,7 +97,9 @@ def read_hosts(path: Path) -> list[Host]:
     try:
         entries = orjson.loads(path.read_bytes())
         hosts = [
-            described_host(**{key: value for key, value in entry.items() if value not in ("", None)})
+            described_host(
+                **{key: value for key, value in entry.items() if value not in ("", None)}
+            )
             for entry in entries
         ]
     except FileNotFoundError:
