@@ -76,7 +76,8 @@ def plot_speed(workloads: Mapping[str, Sequence[ScalingPoint]]) -> Figure:
         for point in points:
             if point.speed.median == fastest[point.slots]:
                 axes.annotate(
-                    f"{point.speed.median:.3g} ({point.efficiency:.0%})",
+                    f"{point.speed.median:.3g}"
+                    + (f" ({point.efficiency:.0%})" if len(slots) > 1 else ""),
                     (point.slots, point.speed.median),
                     xytext=(7, -11),
                     textcoords="offset points",
@@ -92,40 +93,14 @@ def plot_speed(workloads: Mapping[str, Sequence[ScalingPoint]]) -> Figure:
     return figure
 
 
-def plot_loss(curves: Mapping[str, Series]) -> Figure:
+def plot_loss(curves: Mapping[str, Series], *, longest: float) -> Figure:
     """Training loss against seconds of wall clock, a line for each experiment.
 
     Of a long run, each point is the mean of neighbouring reports: their noise would hide the line.
-    """
-    curves = {name: _thinned(series) for name, series in curves.items()}
-    figure, axes = _against_time("Training loss against wall clock", "training loss", curves)
-    positive = [value for _, y in curves.values() for value in y if value > 0]
-    if positive and max(positive) > _LINEAR_RANGE * min(positive):
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.yaxis.set_minor_formatter(NullFormatter())
-    return figure
-
-
-def plot_ap(curves: Mapping[str, Series]) -> Figure:
-    """AP on the validation split against seconds of wall clock, a line for each experiment."""
-    figure, axes = _against_time(
-        "Average precision against wall clock", "AP", curves, marker="o", markersize=3.5
-    )
-    highest = max((value for _, y in curves.values() for value in y), default=0.0)
-    axes.set_ylim(0, min(1.02, 1.15 * highest) if highest > 0 else 1)
-    return figure
-
-
-def plot_search(metric: str, trials: Sequence[SearchedTrial]) -> Figure:
-    """The metric of a search's trials over their batches.
-
-    The best trial is thick, and a cross ends those that the searcher stopped.
 
     Args:
-        metric: What the search compares.
-        trials: The best first. Those that were never evaluated are not drawn.
+        curves: Times and losses by the name of the experiment.
+        longest: Where the time axis ends, the same for all plots of a report.
     """
     figure, axes = new_figure("Trials of the search", "batches", metric)
     drawn = [each for each in trials if each.best is not None]
@@ -159,9 +134,8 @@ def plot_search(metric: str, trials: Sequence[SearchedTrial]) -> Figure:
 
 
 def _against_time(
-    title: str, name: str, curves: Mapping[str, Series], **style: Any
+    title: str, name: str, curves: Mapping[str, Series], longest: float, **style: Any
 ) -> tuple[Figure, Axes]:
-    longest = max((x[-1] for x, _ in curves.values() if len(x)), default=0.0)
     unit, seconds = _time_unit(longest)
     figure, axes = new_figure(title, f"wall clock, {unit}", name)
     for number, (label, (x, y)) in enumerate(curves.items()):
@@ -174,7 +148,7 @@ def _against_time(
             label=label,
             **style,
         )
-    axes.set_xlim(left=0)
+    axes.set_xlim(0, max(1.03 * longest / seconds, 1e-3))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10]))
     if curves:
         axes.legend(frameon=False, fontsize=9)

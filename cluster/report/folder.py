@@ -99,18 +99,19 @@ def _save_figures(
     ordered = sorted(experiments, key=lambda each: (each.slots, each.id))
     if workloads:
         save_figure(plot_speed(workloads), folder / "speed")
+    longest = max(each.shown.seconds for each in experiments)
     losses = {
         label_of(each): each.shown.record.series("training", "loss", against="time")
         for each in ordered
     }
-    save_figure(plot_loss(losses), folder / "loss")
+    save_figure(plot_loss(losses, longest=longest), folder / "loss")
     precisions = {
         label_of(each): each.shown.record.series("validation", "AP", against="time")
         for each in ordered
     }
     evaluated = {name: series for name, series in precisions.items() if series[0]}
     if evaluated:
-        save_figure(plot_ap(evaluated), folder / "ap")
+        save_figure(plot_ap(evaluated, longest=longest), folder / "ap")
     for experiment in experiments:
         if experiment.id in searches:
             figure = plot_search(experiment.metric, searches[experiment.id])

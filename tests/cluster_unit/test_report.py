@@ -306,14 +306,14 @@ def test_one_number_of_slots_has_no_ideal_line() -> None:
 )
 def test_time_is_drawn_in_a_fitting_unit(seconds: float, unit: str, last: float) -> None:
     for plot in (plot_loss, plot_ap):
-        figure = plot({"1 slot": ([0, seconds], [2.0, 1.0])})
+        figure = plot({"1 slot": ([0, seconds], [2.0, 1.0])}, longest=seconds)
         assert figure.axes[0].get_xlabel() == f"wall clock, {unit}"
         assert lines(figure) == {"1 slot": ([0, last], [2, 1])}
 
 
 def test_a_long_loss_curve_is_drawn_as_means() -> None:
     x = [float(number) for number in range(1001)]
-    drawn = lines(plot_loss({"a": (x, [2 * value for value in x])}))["a"]
+    drawn = lines(plot_loss({"a": (x, [2 * value for value in x])}, longest=1000))["a"]
     # Three together, and the last two.
     assert (len(drawn[0]), drawn[0][1], drawn[1][1]) == (334, 4 / 60, 8)
     assert (drawn[0][-1], drawn[1][-1]) == (pytest.approx(999.5 / 60), 1999)
@@ -321,7 +321,8 @@ def test_a_long_loss_curve_is_drawn_as_means() -> None:
 
 def test_losses_of_a_small_range_are_drawn_on_a_linear_scale() -> None:
     for lowest, scale in ((0.5, "linear"), (0.1, "log")):
-        assert plot_loss({"a": ([0, 1], [1.0, lowest])}).axes[0].get_yscale() == scale
+        figure = plot_loss({"a": ([0, 1], [1.0, lowest])}, longest=1)
+        assert figure.axes[0].get_yscale() == scale
 
 
 def test_trials_of_a_search_are_drawn(three: list[ExperimentRecord]) -> None:
