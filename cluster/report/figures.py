@@ -102,6 +102,38 @@ def plot_loss(curves: Mapping[str, Series], *, longest: float) -> Figure:
         curves: Times and losses by the name of the experiment.
         longest: Where the time axis ends, the same for all plots of a report.
     """
+    curves = {name: _thinned(series) for name, series in curves.items()}
+    figure, axes = _against_time(
+        "Training loss against wall clock", "training loss", curves, longest
+    )
+    positive = [value for _, y in curves.values() for value in y if value > 0]
+    if positive and max(positive) > _LINEAR_RANGE * min(positive):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    return figure
+
+
+def plot_ap(curves: Mapping[str, Series], *, longest: float) -> Figure:
+    """AP on the validation split against seconds of wall clock, as `plot_loss` has it."""
+    figure, axes = _against_time(
+        "Average precision against wall clock", "AP", curves, longest, marker="o", markersize=3.5
+    )
+    highest = max((value for _, y in curves.values() for value in y), default=0.0)
+    axes.set_ylim(0, min(1.02, 1.15 * highest) if highest > 0 else 1)
+    return figure
+
+
+def plot_search(metric: str, trials: Sequence[SearchedTrial]) -> Figure:
+    """The metric of a search's trials over their batches.
+
+    The best trial is thick, and a cross ends those that the searcher stopped.
+
+    Args:
+        metric: What the search compares.
+        trials: The best first. Those that were never evaluated are not drawn.
+    """
     figure, axes = new_figure("Trials of the search", "batches", metric)
     drawn = [each for each in trials if each.best is not None]
     counts = {name: sum(each.outcome == name for each in drawn) for name in Outcome}
