@@ -211,7 +211,7 @@ cluster-restore: setup ## Put the master's database back (FILE=backups/... INVEN
 
 .PHONY: offline-bundle
 offline-bundle: setup ## Gather all that hosts without internet need (OUT=offline-bundle)
-	@$(PY) ansible/bundle.py --out "$(or $(OUT),offline-bundle)" $(ARGS)
+	@$(PY) ansible/bundle.py make --out "$(or $(OUT),offline-bundle)" $(ARGS)
 
 .PHONY: test
 test: setup ## Lint, then run the tests (TESTS= chooses some)

@@ -1,0 +1,225 @@
+"""The offline bundle: all that hosts and this machine need where there is no internet.
+
+`make offline-bundle` gathers it once; on the machine without internet, `python ansible/bundle.py
+load BUNDLE` gives the images to its engine, and the inventory names the folder in `offline_bundle`.
+Needs apt-get here for the hosts' packages, pip for the wheels and an engine for the images.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+ROOT = Path(__file__).resolve().parent.parent
+# What the roles install.
+PACKAGES = [
+    "ca-certificates",
+    "curl",
+    "docker.io",
+    "docker-registry",
+    "nfs-common",
+    "nfs-kernel-server",
+    "nftables",
+    "python3-apt",
+    "python3-requests",
+]
+# Release -> keyring and archives, as lines of sources.list. MIRROR is replaced.
+DEBIAN = "/usr/share/keyrings/debian-archive-keyring.gpg"
+UBUNTU = "/usr/share/keyrings/ubuntu-archive-keyring.gpg"
+RELEASES = {
+    "bookworm": (
+        DEBIAN,
+        "http://deb.debian.org/debian",
+        ["{m} bookworm main", "{m} bookworm-updates main", "{m}-security bookworm-security main"],
+    ),
+    **{
+        name: (
+            UBUNTU,
+            "http://archive.ubuntu.com/ubuntu",
+            [f"{{m}} {name}{part} main universe" for part in ("", "-updates", "-security")],
+        )
+        for name in ("jammy", "noble")
+    },
+}
+MANIFEST = "bundle.json"
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
+console = Console(highlight=False)
+
+
+class BundleError(Exception):
+    """The bundle cannot be made or used; says what to do."""
+
+
+def _run(*command: str | Path) -> str:
+    arguments = [str(part) for part in command]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = (done.stderr or done.stdout).strip().splitlines()
+        raise BundleError(f"{' '.join(arguments[:3])} ... failed: " + "\n".join(lines[-5:]))
+    return done.stdout
+
+
+def sha256(file: Path) -> str:
+    """Return the hash of a file's content, in hexadecimal."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def images() -> list[str]:
+    """Return the names of the images that a cluster runs."""
+    lines = (ROOT / "versions.env").read_text().splitlines()
+    versions = dict(line.split("=", 1) for line in lines if "=" in line and line[0] != "#")
+    names = [versions[f"{part}_IMAGE"] for part in ("MASTER", "AGENT", "POSTGRES")]
+    return [_run(ROOT / "docker/image-name.sh").strip(), *names]
+
+
+def save_images(folder: Path) -> None:
+    """Write each image into a compressed archive."""
+    for name in images():
+        file = folder / (re.sub(r"[^\w.-]+", "_", name) + ".tar.zst")
+        console.print(f"image {name}")
+        beside = file.with_name(f".{file.name}.partial")
+        save = subprocess.Popen(["docker", "save", name], stdout=subprocess.PIPE)
+        command = ["zstd", "--quiet", "--threads=0", "--force", "-o", str(beside)]
+        packed = subprocess.run(command, stdin=save.stdout, check=False).returncode
+        if save.wait() or packed:
+            raise BundleError(f"{name} could not be saved: is it built or pulled (docker images)?")
+        beside.replace(file)
+
+
+def download_wheels(folder: Path) -> None:
+    """Download what the locks name, each held to its hash."""
+    for lock in ("requirements-uv.txt", "requirements.lock"):
+        console.print(f"wheels of {lock}")
+        pip = [str(ROOT / ".uv/bin/python"), "-m", "pip", "download", "--quiet", "--no-deps"]
+        _run(*pip, "--require-hashes", "--requirement", ROOT / lock, "--dest", folder)
+
+
+def download_packages(release: str, file: Path, mirror: str = "") -> None:
+    """Write a package archive for a release: the roles' packages and all that they depend on."""
+    keyring, standard, lines = RELEASES[release]
+    if not Path(keyring).exists():
+        raise BundleError(
+            f"{keyring} is missing: apt install {Path(keyring).stem.split('-arch')[0]}-keyring"
+        )
+    console.print(f"packages for {release}")
+    with tempfile.TemporaryDirectory(prefix="bundle-") as folder:
+        apt = Path(folder)
+        for part in ("etc", "state/lists/partial", "cache/archives/partial"):
+            (apt / part).mkdir(parents=True)
+        # As if nothing were installed, so that nothing is left out that a host may lack.
+        (apt / "state/status").touch()
+        sources = [
+            f"deb [signed-by={keyring}] " + line.format(m=mirror or standard) for line in lines
+        ]
+        (apt / "etc/sources.list").write_text("\n".join(sources) + "\n")
+        (apt / "apt.conf").write_text(
+            f'Dir::Etc "{apt}/etc"; Dir::State "{apt}/state"; Dir::Cache "{apt}/cache";\n'
+            f'Dir::State::status "{apt}/state/status"; APT::Architecture "amd64";\n'
+            'APT::Install-Recommends "false"; APT::Sandbox::User "";\n'
+            'Dir::Etc::SourceParts "/dev/null"; APT::Architectures { "amd64"; };\n'
+        )
+        config = f"--config-file={apt / 'apt.conf'}"
+        _run("apt-get", config, "--quiet", "update")
+        _run("apt-get", config, "--quiet", "--yes", "--download-only", "install", *PACKAGES)
+        archives = apt / "cache/archives"
+        debs = sorted(archives.glob("*.deb"))
+        (archives / "Packages").write_text("\n".join(_stanzas(config, debs)))
+        beside = file.with_name(f".{file.name}.partial")
+        with tarfile.open(beside, "w") as tar:
+            for deb in (archives / "Packages", *debs):
+                tar.add(deb, arcname=deb.name)
+        beside.replace(file)
+
+
+def _stanzas(config: str, debs: list[Path]) -> Iterator[str]:
+    """Give the archive's own description of each package, with its place in the bundle."""
+    files = {}
+    for deb in debs:
+        name, version, _ = deb.stem.split("_")
+        files[name, version.replace("%3a", ":")] = deb.name
+    wanted = [f"{name}={version}" for name, version in files]
+    for stanza in _run("apt-cache", config, "show", *wanted).strip().split("\n\n"):
+        fields = dict(re.findall(r"^(Package|Version): (.*)$", stanza, flags=re.M))
+        file = files.pop((fields["Package"], fields["Version"]), None)
+        if file:
+            yield re.sub(r"^Filename: .*$", f"Filename: ./{file}", stanza, flags=re.M) + "\n"
+    if files:
+        raise BundleError(f"apt describes no {', '.join(name for name, _ in files)}")
+
+
+@app.command()
+def make(
+    out: Annotated[Path, typer.Option(help="The bundle's folder")] = Path("offline-bundle"),
+    release: Annotated[
+        list[str] | None, typer.Option(help="A release of the hosts: bookworm, jammy, noble")
+    ] = None,
+    mirror: Annotated[str, typer.Option(help="A mirror of the release's archive")] = "",
+    packages_only: Annotated[
+        bool, typer.Option("--packages-only", help="Leave wheels and images as they are")
+    ] = False,
+) -> None:
+    """Gather packages, wheels (the collections are in them) and images."""
+    for part in ("packages", "wheels", "images"):
+        (out / part).mkdir(parents=True, exist_ok=True)
+    for name in release or ["bookworm"]:
+        if name not in RELEASES:
+            raise BundleError(f"{name} is no release that is known: {', '.join(RELEASES)}")
+        download_packages(name, out / f"packages/{name}.tar", mirror)
+    if not packages_only:
+        download_wheels(out / "wheels")
+        save_images(out / "images")
+    files = sorted(path for path in out.rglob("*") if path.is_file() and path.name[0] != ".")
+    entries: dict[str, dict[str, int | str]] = {
+        str(path.relative_to(out)): {"size": path.stat().st_size, "sha256": sha256(path)}
+        for path in files
+        if path.name != MANIFEST
+    }
+    (out / MANIFEST).write_text(json.dumps({"files": entries}, indent=1))
+    size = sum(path.stat().st_size for path in files) / 1e9
+    console.print(f"[bold]{out}: {len(entries)} files, {size:.2f} GB[/]")
+
+
+@app.command()
+def load(bundle: Annotated[Path, typer.Argument(help="The bundle's folder")]) -> None:
+    """Verify a bundle, and give its images to this machine's engine."""
+    manifest = bundle / MANIFEST
+    if not manifest.is_file():
+        raise BundleError(f"{bundle} is no bundle: it has no {MANIFEST}")
+    entries = json.loads(manifest.read_text())["files"]
+    for name, entry in entries.items():
+        file = bundle / name
+        if not file.is_file() or sha256(file) != entry["sha256"]:
+            raise BundleError(f"{file} is missing or damaged: copy the bundle again")
+    for name in filter(lambda name: name.startswith("images/"), entries):
+        console.print(name)
+        unpack = subprocess.Popen(
+            ["zstd", "--quiet", "--decompress", "--stdout", str(bundle / name)],
+            stdout=subprocess.PIPE,
+        )
+        loaded = subprocess.run(["docker", "load"], stdin=unpack.stdout, check=False)
+        if unpack.wait() or loaded.returncode:
+            raise BundleError(f"{name} could not be loaded")
+    console.print(
+        f"[bold]{len(entries)} files are whole; set offline_bundle: {bundle.resolve()}[/]"
+    )
+
+
+if __name__ == "__main__":
+    if shutil.which("zstd") is None:
+        sys.exit("error: zstd is missing: apt install zstd")
+    try:
+        app()
+    except BundleError as error:
+        sys.exit(f"error: {error}")
