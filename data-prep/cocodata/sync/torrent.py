@@ -125,7 +125,7 @@ def make_torrent(
     size = path.stat().st_size
     if piece_length is None:
         # Some thousands of pieces: fewer would make hosts wait for each other's last ones.
-        piece_length = min(4 << 20, max(BLOCK, 1 << (size // 2048).bit_length()))
+        piece_length = min(4 << 20, max(BLOCK, 1 << (size // 4096).bit_length()))
     hashes = file_piece_hashes(path, piece_length, advance)
     if len(hashes) == 1:
         root, layers = _lone_piece(path.read_bytes()), {}
