@@ -78,7 +78,7 @@ coco_playbook = ANSIBLE_CONFIG=ansible/ansible.cfg PATH="$(CURDIR)/.venv/bin:$$P
     $(1) $(ARGS) ansible/coco-sync.yml
 
 .PHONY: coco-sync
-coco-sync: setup ## Bring a packed data set to all hosts (DATASET= INVENTORY= LIMIT= BANDWIDTH=500Mbit)
+coco-sync: setup ## Bring a packed data set to all hosts (DATASET= INVENTORY= LIMIT= BANDWIDTH=)
 	@$(coco_playbook)
 
 .PHONY: coco-verify-hosts
