@@ -60,6 +60,7 @@ archive_options = $(foreach archive,$(ARCHIVES),--archive '$(archive)') $(if $(P
 
 .PHONY: coco-download
 coco-download: setup ## Download, check and unpack COCO 2017 (DATA= MIRROR= PROXY= ARCHIVES=)
+	$(if $(filter-out coco,$(DATASET)),$(call need,ARCHIVES,DATASET=shapes ARCHIVES="https://..."))
 	@$(PY) -m cocodata download "$(dataset_folder)" $(if $(MIRROR),--mirror "$(MIRROR)") \
 	    $(archive_options) $(ARGS)
 
