@@ -20,6 +20,8 @@ from experiments.checkpoint import allow_checkpoint_globals
 from tests.experiments.launched import HPARAMS
 
 DATA_IN_TRIALS = "/data/coco"
+# In epochs of six batches, the unit of the experiments' files.
+PERIODS = {"min_validation_period": {"epochs": 2}, "min_checkpoint_period": {"epochs": 1}}
 # What a GPU's settings become where there is none.
 SMALL: dict[str, Any] = {"pretrained_backbone": False, "amp": False, "min_loss_scale": None}
 
@@ -91,8 +93,7 @@ class TestCluster:
             ],
             "environment": {"environment_variables": ["OMP_NUM_THREADS=2"]},
             "hyperparameters": {**SMALL, **HPARAMS},
-            "min_validation_period": {"batches": 10},
-            "min_checkpoint_period": {"batches": 6},
+            **PERIODS,
             "scheduling_unit": 1,
         }
         for key, value in changes.items():

@@ -37,11 +37,12 @@ HPARAMS: dict[str, Any] = {
     "eval_batch_size": 4,
     "input_threads": 1,
 }
+TOP_LEVEL = ("searcher", "min_validation_period", "min_checkpoint_period")
 
 
 def write_config(folder: Path, data: Path, /, **changes: Any) -> Path:
     """An experiment that reports every batch and saves every six; 24 batches in all."""
-    top = {name: changes.pop(name) for name in list(changes) if name in ("searcher",)}
+    top = {name: changes.pop(name) for name in list(changes) if name in TOP_LEVEL}
     content = {
         "data": {"path": str(data)},
         "hyperparameters": {**HPARAMS, **changes},
