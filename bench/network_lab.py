@@ -227,7 +227,9 @@ class Lab:
         self._on_switch("ip", "link", "set", port, "master", "br0")
         self._on_switch("ip", "link", "set", port, "up")
         inside = ("nsenter", "--target", process, "--net")
-        _run(*inside, "ip", "link", "set", name, "up")
+        # The same after a restart, as a machine's: others still know it.
+        mac = f"02:00:00:00:00:{int(port.removeprefix('port')):02x}"
+        _run(*inside, "ip", "link", "set", name, "address", mac, "up")
         if self._rate is None:
             return
         shape = ("root", "tbf", "rate", self._rate, "burst", "64kb", "latency", "50ms")

@@ -57,7 +57,6 @@ def _session_settings(order: dict[str, Any]) -> dict[str, Any]:
         "active_seeds": -1,
         "active_limit": -1,
         "alert_mask": 1 | 64,  # Errors and status.
-        **order.get("settings", {}),
     }
 
 

@@ -86,14 +86,12 @@ class Options:
         link: path on the hosts that trials use.
         limit: bytes a second that each host sends and receives at most; 0 for no limit.
         source: the control machine as a host.
-        settings: further settings of libtorrent, for measurements.
     """
 
     store: str
     link: str
     limit: int = 0
     source: Host = field(default_factory=lambda: Host("source", "", (sys.executable,)))
-    settings: dict[str, Any] = field(default_factory=dict)
 
 
 class Synchronisation:
@@ -200,15 +198,14 @@ class Synchronisation:
     async def _transfer(self, wanted: dict[str, list[int]]) -> None:
         """Let hosts exchange pieces until those named have what they want (all, if no pieces)."""
         begin = time.monotonic()
+        addresses = await self._resolve()
         members = self._alive()
-        addresses = {c.host.name: await _resolve(c.host.address) for c in members}
         source = await self._open_source()
         allowed = sorted({*addresses.values(), *self._own_addresses(addresses.values())})
         common = {
             **self._order(),
             "allowed": allowed,
             "limit": self.options.limit,
-            "settings": self.options.settings,
         }
         places = [(addresses[c.host.name], c.host.port) for c in members]
 
@@ -266,11 +263,31 @@ class Synchronisation:
                 if reached != progress[name][0]:
                     progress[name] = reached, now
                 elif now > progress[name][1] + _STALLED:
+                    source = self._source.failure if self._source else None
                     connection.give_up(
                         f"no byte came for {_STALLED:.0f} s, with {news.get('peers', 0)} hosts "
-                        f"connected. Is TCP port {connection.host.port} open among the hosts?"
+                        f"connected. "
+                        + (
+                            f"The source has failed: {source}"
+                            if source
+                            else f"Is TCP port {connection.host.port} open among the hosts?"
+                        )
                     )
             await asyncio.sleep(_POLL)
+
+    async def _resolve(self) -> dict[str, str]:
+        """Return the hosts' addresses as numbers; a host whose name is unknown is out."""
+        found = {}
+        for connection in self._alive():
+            host = connection.host
+            try:
+                answers = await asyncio.get_running_loop().getaddrinfo(
+                    host.address, host.port, type=socket.SOCK_STREAM
+                )
+                found[host.name] = str(answers[0][4][0])
+            except socket.gaierror as error:
+                connection.give_up(f"{host.address}: does not resolve here ({error.strerror})")
+        return found
 
     async def _open_source(self) -> Connection | None:
         if not (self._packed / self.seal.name / self.seal.image).is_file():
@@ -320,15 +337,6 @@ def _some(places: Sequence[tuple[str, int]], seed: int) -> list[tuple[str, int]]
     if len(places) <= _NEIGHBOURS:
         return list(places)
     return random.Random(seed).sample(list(places), _NEIGHBOURS)
-
-
-async def _resolve(address: str) -> str:
-    loop = asyncio.get_running_loop()
-    try:
-        found = await loop.getaddrinfo(address, None, type=socket.SOCK_STREAM)
-    except socket.gaierror as error:
-        raise DatasetError(f"{address}: does not resolve ({error.strerror})") from None
-    return str(found[0][4][0])
 
 
 def _address_towards(address: str) -> str:

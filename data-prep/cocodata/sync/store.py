@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -89,15 +88,15 @@ class Store:
                 time.sleep(0.5)
 
     def status(self, version: str, size: int) -> dict[str, Any]:
-        """Say what of a version is here, and whether there is room for the rest of it."""
+        """Say whether a version is here as a whole.
+
+        Raises:
+            HostError: there is no room for the rest of it, or something else has the link's path.
+        """
         image, part = self.image(version), self.incoming / self.image(version).name
         complete = image.is_file() and image.stat().st_size == size
         there = size if complete else part.stat().st_blocks * 512 if part.is_file() else 0
-        current = None
-        if self.link.is_symlink():
-            with suppress(OSError, ValueError, KeyError):  # It points to nothing any more.
-                current = json.loads((self.link / "manifest.json").read_text())["version"]
-        elif self.link.exists() and not self._is_placeholder():
+        if self.link.exists() and not self.link.is_symlink() and not self._is_placeholder():
             raise HostError(
                 f"{self.link}: is not a link made by coco-sync. Move it away, for example to "
                 f"{self.link}.old"
@@ -109,8 +108,7 @@ class Store:
                 f"{self.folder}: {(needed + _SPARE) / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB "
                 "are free. Make room, or put coco_store on another disk"
             )
-        mounted = os.path.ismount(self.mount_point(version))
-        return {"complete": complete, "mounted": mounted, "current": current}
+        return {"complete": complete}
 
     def _is_placeholder(self) -> bool:
         """Say whether an empty folder waits for the data set under the link's path."""
