@@ -236,6 +236,10 @@ format: setup ## Format the Python files and mend what can be mended
 bench: setup ## Measure side by side with peers; results in bench/results (OUT= DATA= ARGS=)
 	@$(PY) -m bench $(if $(OUT),--out "$(OUT)") $(if $(DATA),--data "$(DATA)") $(ARGS)
 
+.PHONY: bench-coco-sync
+bench-coco-sync: setup ## Measure coco-sync beside rsync on shaped links, as root (OUT= ARGS=)
+	@$(PY) -m bench.coco_sync $(if $(OUT),--out "$(OUT)") $(ARGS)
+
 .PHONY: lock
 lock: setup ## Write requirements.lock anew from pyproject.toml
 	.uv/bin/uv pip compile --quiet --generate-hashes --no-emit-index-url --python-version 3.11 \
