@@ -216,7 +216,11 @@ offline-bundle: setup ## Gather all that hosts without internet need (OUT=offlin
 
 .PHONY: test
 test: setup ## Lint, then run the tests (TESTS= chooses some)
-	@$(PY) tools/run_tests.py $(TESTS)
+	@$(PY) tools/run_tests.py -m "not cluster" $(TESTS)
+
+.PHONY: test-cluster
+test-cluster: setup ## Run the tests that need Docker and Determined's images (TESTS= chooses some)
+	@$(PY) tools/run_tests.py --no-lint -m cluster $(or $(TESTS),tests/cluster)
 
 .PHONY: lint
 lint: setup ## Look for faults of style and type in all files

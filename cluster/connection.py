@@ -14,6 +14,7 @@ playbook (NAME is main), readable by its owner only:
 
 import contextlib
 import logging
+import os
 import stat
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -49,6 +50,8 @@ class Connection:
         variables = {"DET_MASTER": self.master, "DET_USER": self.user, "DET_PASS": self.password}
         if self.certificate:
             variables["DET_MASTER_CERT_FILE"] = self.certificate
+            # Where one of these is set, requests believes it and not what Determined asks for.
+            variables["REQUESTS_CA_BUNDLE"] = variables["CURL_CA_BUNDLE"] = self.certificate
         return variables
 
     def login(self) -> Determined:
@@ -58,6 +61,8 @@ class Connection:
             ClusterError: The master does not answer, or refuses the user.
         """
         logging.getLogger("determined").setLevel(logging.WARNING)
+        if self.certificate:
+            os.environ.update(self.environment())
         cert = certs.default_load(self.master, explicit_path=self.certificate)
         with explained(self):
             session = authentication.login(self.master, self.user, self.password, cert=cert)

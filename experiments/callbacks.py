@@ -19,6 +19,7 @@ from experiments.checkpoint import (
     write_atomically,
     write_digests,
 )
+from experiments.cluster_run import search_has_decided
 from experiments.metrics import LOSSES
 
 if TYPE_CHECKING:
@@ -111,6 +112,7 @@ class RunRecord(pytorch.PyTorchCallback):
         self._trial = trial
         self._progress = trial.progress
         self._stop = False
+        self._validated = False
         self._metric: tuple[int, float] | None = None
         self._folder = trial.run.folder if trial.communicator.rank == 0 else None
         self._tensorboard: Any = None
@@ -154,15 +156,31 @@ class RunRecord(pytorch.PyTorchCallback):
         self._progress.report(trial.position, epochs, metrics)
         self._write("train", metrics)
         if trial.run.folder is not None:
-            # Signals reach the ranks at different batches: they stop together or not at all.
-            wishes = trial.communicator.all_reduce_sum(torch.tensor([float(self._stop)]))
-            if float(wishes) > 0:
-                trial.context.set_stop_requested(True)
+            self._stop_together(self._stop)
+        else:
+            self._stop_if_the_search_has_decided()
+
+    def _stop_together(self, wish: bool) -> None:
+        """Stop on all ranks if one wishes to: signals and answers reach them at different times."""
+        trial = self._trial
+        wishes = trial.communicator.all_reduce_sum(torch.tensor([float(wish)]))
+        if float(wishes) > 0:
+            trial.context.set_stop_requested(True)
+
+    def _stop_if_the_search_has_decided(self) -> None:
+        """On a cluster, after a validation that has been reported."""
+        trial = self._trial
+        if trial.run.searched_trial is None or not self._validated:
+            return
+        self._validated = False
+        chief = trial.communicator.rank == 0
+        self._stop_together(chief and search_has_decided(trial.context, trial.run.searched_trial))
 
     def on_validation_end(self, metrics: dict[str, Any]) -> None:
         """An evaluation is over."""
         trial = self._trial
         self._metric = (trial.position, float(metrics[trial.run.config.metric]))
+        self._validated = True
         if trial.communicator.rank == 0:
             self._progress.say(
                 f"batch {trial.position}: AP {metrics['AP']:.4f}  AP50 {metrics['AP50']:.4f}  "
@@ -172,6 +190,9 @@ class RunRecord(pytorch.PyTorchCallback):
 
     def on_checkpoint_upload_end(self, uuid: str) -> None:
         """A checkpoint is whole: take it into the index of a local run."""
+        if self._trial.run.folder is None:
+            # Most often it follows the validation that the search looked at.
+            self._stop_if_the_search_has_decided()
         if self._folder is None:
             return
         position = self._trial.position

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import determined as det
 from determined import pytorch
+from determined.common import api
 from determined.common.api import bindings
 
 from experiments.checkpoint import CheckpointError, verify_digests
@@ -56,6 +57,19 @@ def go_on_from(
     """Make Determined count batches from a place that is not the one that the master named."""
     info.trial._steps_completed = point.batches
     context._steps_completed = point.batches
+
+
+def search_has_decided(context: pytorch.PyTorchTrialContext, trial_id: int) -> bool:
+    """Whether the experiment's search wants no more of this trial; asked on the chief.
+
+    The master decides while it takes in a validation. Determined 0.38.1 does not preempt a trial
+    that its search stops early, so without asking it would train to its end.
+    """
+    try:
+        answer = bindings.get_GetTrial(context._core.train._session, trialId=trial_id)
+    except (api.errors.APIException, api.errors.MasterNotFoundException, OSError):
+        return False  # the next validation asks again
+    return answer.trial.state is bindings.trialv1State.STOPPING_COMPLETED
 
 
 def _damage(context: pytorch.PyTorchTrialContext, point: ResumePoint) -> str | None:

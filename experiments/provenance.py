@@ -30,9 +30,13 @@ def versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in names}
 
 
-def machine() -> str:
-    """Processor, GPUs and Python of this machine."""
-    parts = [platform.processor() or platform.machine()]
+def device() -> str:
+    """The name of this machine's GPU, or its processor's kind where it has none."""
     if torch.cuda.is_available():
-        parts.append(f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}")
-    return ", ".join([*parts, f"Python {platform.python_version()}"])
+        return torch.cuda.get_device_name()
+    return f"CPU ({platform.processor() or platform.machine()})"
+
+
+def machine() -> str:
+    """This machine's device and Python."""
+    return f"{device()}, Python {platform.python_version()}"

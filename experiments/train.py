@@ -75,6 +75,7 @@ def _make_run(
     config: ExperimentConfig,
     folder: Path | None,
     first_batch: int,
+    searched_trial: int | None = None,
 ) -> Run:
     hparams = config.hparams
     ranks = communicator()
@@ -92,6 +93,7 @@ def _make_run(
         first_batch=first_batch,
         batches_per_epoch=math.ceil(len(train) / hparams.global_batch_size),
         folder=folder,
+        searched_trial=searched_trial,
     )
 
 
@@ -144,12 +146,18 @@ def train_on_cluster(info: det.ClusterInfo) -> None:
         point = resume_point(context, info)
         go_on_from(context, info, point)
         torch.manual_seed(config.hparams.seed)
-        run = _make_run(context, config, None, point.batches)
+        single = info.trial._config["searcher"]["name"] == "single"
+        searched = None if single else info.trial.trial_id
+        run = _make_run(context, config, None, point.batches, searched)
         trial = EfficientDetTrial(context, run)
         if run.communicator.rank == 0:
             print("hyperparameters:", changed_from_default(config.hparams), flush=True)
             context._core.train.set_metadata(
-                {"versions": provenance.versions(), "machine": provenance.machine()}
+                {
+                    "versions": provenance.versions(),
+                    "machine": provenance.machine(),
+                    "device": provenance.device(),
+                }
             )
         _fit(trial, context, point.checkpoint)
 

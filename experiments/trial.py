@@ -49,6 +49,7 @@ class Run:
     first_batch: int  # batches that were trained before this process began
     batches_per_epoch: int
     folder: Path | None  # of a run without a cluster; Determined keeps the others
+    searched_trial: int | None = None  # id of a trial that a search may stop early
 
     @property
     def total_batches(self) -> int:

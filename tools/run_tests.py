@@ -1,6 +1,7 @@
 """Lint and tests in one run, with one closing line: N passed, N failed, N skipped.
 
-A linter that finds something counts as one failed test. Arguments are passed on to pytest.
+A linter that finds something counts as one failed test. Arguments are passed on to pytest; with
+--no-lint before them, the tests run alone.
 """
 
 import subprocess
@@ -35,10 +36,15 @@ class _Counter:
 
 def main(arguments: Sequence[str]) -> int:
     """Run everything; return the exit status."""
-    lint = subprocess.run(["make", "--no-print-directory", "--keep-going", "lint"], check=False)
+    with_lint = "--no-lint" not in arguments
+    lint_status = 0
+    if with_lint:
+        command = ["make", "--no-print-directory", "--keep-going", "lint"]
+        lint_status = subprocess.run(command, check=False).returncode
     outcomes = _Counter()
-    status = int(pytest.main(list(arguments), plugins=[outcomes]))
-    if lint.returncode:
+    for_pytest = [each for each in arguments if each != "--no-lint"]
+    status = int(pytest.main(for_pytest, plugins=[outcomes]))
+    if lint_status:
         outcomes.failed += 1
         print("make lint failed; what it found stands above the tests")
     sys.stderr.flush()
@@ -46,7 +52,7 @@ def main(arguments: Sequence[str]) -> int:
         f"{outcomes.passed} passed, {outcomes.failed} failed, {outcomes.skipped} skipped",
         flush=True,
     )
-    return status or int(lint.returncode != 0)
+    return status or int(lint_status != 0)
 
 
 if __name__ == "__main__":
