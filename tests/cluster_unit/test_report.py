@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from determined.common.api import bindings
 from matplotlib.figure import Figure
 
 from cluster.errors import ClusterError
@@ -423,6 +424,16 @@ def test_experiments_without_losses_are_all_named() -> None:
     started = Experiment(5, config(1), [Trial(50, state="RUNNING")], state="RUNNING")
     with pytest.raises(ClusterError, match=r"yet by experiment 4 \(QUEUED\), 5 \(RUNNING\)"):
         collected(CONST, queued, started)
+
+
+def test_a_master_that_breaks_off_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(session: Any, **_: Any) -> Any:
+        raise bindings.APIHttpStreamError("metrics", bindings.runtimeStreamError(message="gone"))
+        yield
+
+    monkeypatch.setattr(bindings, "get_GetTrainingMetrics", broken)
+    with pytest.raises(ClusterError, match=r"broke off while it sent metrics.*gone"):
+        collected(CONST)
 
 
 def test_metrics_of_many_trials_come_in_few_requests() -> None:
