@@ -224,6 +224,12 @@ def reboot(name: str) -> None:
     _admit(name, _key())
 
 
+def start_again(name: str) -> None:
+    """Start a host that was killed; returns when it lets one in."""
+    _run("docker", "start", name)
+    _admit(name, _key())
+
+
 @app.command()
 def up(
     count: Annotated[int, typer.Argument(min=1, max=9, help="How many hosts")] = 3,

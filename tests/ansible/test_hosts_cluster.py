@@ -1,0 +1,273 @@
+"""A cluster's whole life on test hosts: from bare machines to bare machines.
+
+Takes half an hour on two cores and, with the task image, 35 GB of disk, so it runs only where
+TEST_HOSTS=yes asks for it (`make test-hosts`). TEST_HOSTS_IMAGE names a small image in the task
+image's place; then nothing is trained. The tests build on each other, in this order.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.ansible import hosts as test_hosts
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL_IMAGE = os.environ.get("TEST_HOSTS_IMAGE", "")
+NAME = "test-hosts"
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(3600)]
+
+
+class Hosts:
+    """The test hosts' inventory, which grows and shrinks, and the commands on it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.inventory = folder / "hosts.yml"
+        source = ROOT / "ansible/inventories/test-hosts.yml"
+        text = source.read_text().replace("{{ inventory_dir }}/../..", str(ROOT))
+        self.content: dict[str, Any] = yaml.safe_load(text)
+        if SMALL_IMAGE:
+            self.content["all"]["vars"]["task_image"] = SMALL_IMAGE
+        self.write()
+
+    @property
+    def agents(self) -> dict[str, Any]:
+        return self.content["all"]["children"]["agents"]["hosts"]
+
+    def write(self) -> None:
+        self.inventory.write_text(yaml.safe_dump(self.content))
+
+    def run(self, command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        line = [sys.executable, "ansible/command.py", command, "--inventory", str(self.inventory)]
+        return subprocess.run(
+            [*line, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+
+    def succeed(self, command: str, *arguments: str) -> str:
+        started = time.monotonic()
+        outcome = self.run(command, *arguments)
+        assert outcome.returncode == 0, outcome.stdout + outcome.stderr
+        print(f"{command} {' '.join(arguments)}: {time.monotonic() - started:.0f} s")
+        return outcome.stderr
+
+    def status(self) -> dict[str, Any]:
+        outcome = self.run("status", "--json")
+        status: dict[str, Any] = json.loads(outcome.stdout)
+        return status
+
+    def wait_for_slots(self, slots: int, seconds: float = 300) -> None:
+        deadline = time.monotonic() + seconds
+        while (found := sum(host["slots"] for host in self.status()["hosts"])) != slots:
+            assert time.monotonic() < deadline, f"{found} slots, wanted {slots}"
+            time.sleep(5)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
+    if os.environ.get("TEST_HOSTS") != "yes":
+        pytest.skip("takes half an hour and 35 GB of disk: make test-hosts")
+    reason = test_hosts.why_unavailable()
+    if reason:
+        pytest.skip(reason)
+    with test_hosts.hosts(3):
+        yield Hosts(tmp_path_factory.mktemp("hosts"))
+
+
+def _changed(recap: str) -> dict[str, int]:
+    """Return how many tasks changed each host, from the recap of a playbook."""
+    found = re.findall(r"^(\S+) +: ok=\d+ +changed=(\d+)", recap, re.MULTILINE)
+    return {host: int(count) for host, count in found}
+
+
+def _copy_data(host: str) -> None:
+    """Put the mini COCO onto a host, as coco-sync would."""
+    if not (ROOT / "data/mini-coco/manifest.json").is_file():
+        for command in (["mini", "data/mini-coco"], ["manifest", "data/mini-coco"]):
+            subprocess.run([sys.executable, "-m", "cocodata", *command], cwd=ROOT, check=True)
+    subprocess.run(["docker", "exec", host, "mkdir", "-p", "/data"], check=True)
+    subprocess.run(
+        ["docker", "cp", "--quiet", "data/mini-coco", f"{host}:/data/coco"], cwd=ROOT, check=True
+    )
+
+
+def test_up_from_bare_hosts(cluster: Hosts) -> None:
+    cluster.succeed("up")
+    status = cluster.status()
+    assert status["master"]["answers"]
+    assert [host["slots"] for host in status["hosts"]] == [2, 2, 2]
+    assert len({host["image"] for host in status["hosts"]}) == 1
+
+
+def test_second_converge_changes_nothing(cluster: Hosts) -> None:
+    recap = cluster.succeed("up")
+    assert _changed(recap) == {"host1": 0, "host2": 0, "host3": 0}
+
+
+def test_check_mode_on_a_provisioned_cluster(cluster: Hosts) -> None:
+    recap = cluster.succeed("up", "--", "--check")
+    assert set(_changed(recap).values()) == {0}
+
+
+def test_the_doctor_is_green(cluster: Hosts) -> None:
+    for host in ("host1", "host2", "host3"):
+        _copy_data(host)
+    outcome = cluster.run("doctor", "--json")
+    checks = json.loads(outcome.stdout)["checks"]
+    failed = {check["name"] for check in checks if not check["ok"]}
+    assert failed <= ({"all-reduce"} if SMALL_IMAGE else set()), failed
+    assert "all-reduce" in {check["name"] for check in checks}
+
+
+def test_closed_to_strangers(cluster: Hosts) -> None:
+    """An agent without a certificate is turned away, and the database does not answer."""
+    probe = "import socket; socket.create_connection(('10.77.0.11', 5432), 3)"
+    refused = ["docker", "exec", "host2", "python3", "-c", probe]
+    assert subprocess.run(refused, capture_output=True, check=False).returncode != 0
+    url = "https://10.77.0.11:8443/agents?id=stranger&version=0.38.1&resource_pool=default"
+    upgrade = ["Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13"]
+    headers = [f"--header={header}" for header in (*upgrade, "Sec-WebSocket-Key: AAAA")]
+    ask = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "--http1.1", "--max-time", "5"]
+    answer = subprocess.run(
+        ["docker", "exec", "host2", *ask, "--cacert", "/etc/determined/tls/ca.crt", *headers, url],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert answer.stdout != "101"
+    assert "stranger" not in json.dumps(cluster.status())
+
+
+def _train(*changes: str) -> subprocess.Popen[str]:
+    """Start distributed.yaml on two hosts with two slots each, through Horovod."""
+    changes = ("resources.slots_per_trial=4", "hyperparameters.epochs=2", *changes)
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-m", "cluster", "train", "experiments/distributed.yaml"),
+            *("--cluster", NAME, "--overlay", "experiments/overlays/mini.yaml"),
+            *(part for change in changes for part in ("--config", change)),
+        ],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+needs_task_image = pytest.mark.skipif(bool(SMALL_IMAGE), reason="TEST_HOSTS_IMAGE cannot train")
+
+
+@needs_task_image
+def test_training_over_two_hosts(cluster: Hosts) -> None:
+    output, _ = (training := _train()).communicate()
+    assert training.returncode == 0, output
+    assert cluster.status()["experiments"][0]["state"] == "COMPLETED"
+
+
+def test_a_fourth_host_touches_only_itself_and_the_master(cluster: Hosts) -> None:
+    test_hosts.start(4)
+    cluster.agents["host4"] = {"ansible_host": "10.77.0.14"}
+    cluster.write()
+    recap = cluster.succeed("up")
+    changed = _changed(recap)
+    assert changed.pop("host4") > 0
+    changed.pop("host1")
+    assert set(changed.values()) == {0}
+    assert sum(host["slots"] for host in cluster.status()["hosts"]) == 8
+
+
+def test_a_host_is_drained_and_removed(cluster: Hosts) -> None:
+    cluster.succeed("drain", "--host", "host4")
+    (row,) = [host for host in cluster.status()["hosts"] if host["host"] == "host4"]
+    assert not row["enabled"]
+    cluster.succeed("remove", "--host", "host4")
+    _assert_clean("host4")
+    del cluster.agents["host4"]
+    cluster.write()
+    assert cluster.status()["unknown_agents"] == []
+    test_hosts.remove("host4")
+
+
+@needs_task_image
+def test_a_host_dies_in_the_middle_of_training(cluster: Hosts) -> None:
+    training = _train("hyperparameters.epochs=12", "min_checkpoint_period.batches=20")
+    try:
+        victim = _busy_agent(cluster)
+        subprocess.run(["docker", "kill", victim], check=True, capture_output=True)
+        output, _ = training.communicate()
+    finally:
+        training.kill()
+    assert training.returncode == 0, output
+    test_hosts.start_again(victim)
+    cluster.wait_for_slots(6)
+
+
+def _busy_agent(cluster: Hosts) -> str:
+    """Wait until a trial runs and has progressed; return a host of it that is not the master's."""
+    for _ in range(120):
+        status = cluster.status()
+        running = [row for row in status["experiments"] if row["active"] and row["progress"]]
+        busy = [host["host"] for host in status["hosts"] if host["slots_used"]]
+        if running and set(busy) - {"host1"}:
+            return sorted(set(busy) - {"host1"})[0]
+        time.sleep(2)
+    raise AssertionError("no trial came to run")
+
+
+def test_everything_returns_after_a_reboot(cluster: Hosts) -> None:
+    for host in ("host1", "host2", "host3"):
+        test_hosts.reboot(host)
+    cluster.wait_for_slots(6)
+    assert set(_changed(cluster.succeed("up")).values()) == {0}
+
+
+def test_backup_and_restore(cluster: Hosts) -> None:
+    before = [row["id"] for row in cluster.status()["experiments"]]
+    printed = cluster.succeed("backup")
+    found = re.search(r"(\S+\.dump) holds the", printed)
+    assert found
+    cluster.succeed("restore", "--file", found[1])
+    assert [row["id"] for row in cluster.status()["experiments"]] == before
+
+
+def test_upgrade_restarts_only_what_is_new(cluster: Hosts) -> None:
+    recap = cluster.succeed("upgrade")
+    changed = _changed(recap)
+    assert (changed["host2"], changed["host3"]) == (0, 0)
+
+
+def test_down_leaves_clean_hosts_and_keeps_the_data(cluster: Hosts) -> None:
+    cluster.succeed("down", "--yes")
+    for host in ("host1", "host2", "host3"):
+        _assert_clean(host)
+    kept = ["docker", "exec", "host1", "test", "-f", "/var/lib/determined/postgres/PG_VERSION"]
+    assert subprocess.run(kept, check=False).returncode == 0
+
+
+def test_a_new_cluster_takes_the_old_database_over(cluster: Hosts) -> None:
+    # The password of the database is lost; that of its user admin is kept.
+    (ROOT / f".secrets/{NAME}/database_password").unlink()
+    cluster.succeed("up")
+    if not SMALL_IMAGE:
+        assert cluster.status()["experiments"]
+    cluster.succeed("down", "--yes", "--delete-data")
+    gone = ["docker", "exec", "host1", "test", "!", "-e", "/var/lib/determined"]
+    assert subprocess.run(gone, check=False).returncode == 0
+
+
+def _assert_clean(host: str) -> None:
+    look = (
+        "ls /etc/determined /usr/local/lib/determined /etc/systemd/system/determined-* 2>/dev/null;"
+        "docker ps --all --quiet; docker images --quiet;"
+        "nft list tables | grep determined; true"
+    )
+    shell = ["docker", "exec", host, "sh", "-c", look]
+    assert subprocess.run(shell, capture_output=True, text=True, check=True).stdout == ""
