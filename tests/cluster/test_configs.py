@@ -32,7 +32,7 @@ def test_const_is_the_run_without_a_cluster(cluster: TestCluster, tmp_path: Path
     trial = cluster.trial(experiment)
 
     config = launched.write_config(tmp_path, cluster.data, **PERIODS)
-    launched.run(config, tmp_path / "local")
+    launched.run(config, tmp_path / "local", threads=1)
     local = launched.metrics(tmp_path / "local")
 
     for kind, group in (("train", "training"), ("validation", "validation")):
@@ -46,11 +46,7 @@ def test_const_is_the_run_without_a_cluster(cluster: TestCluster, tmp_path: Path
 
 def test_ranks_give_the_losses_of_one_process(cluster: TestCluster, tmp_path: Path) -> None:
     """Four ranks of one agent through Horovod, two each of two agents through torch."""
-    # One thread each: four ranks have no more, and the order of sums depends on it.
-    short = {
-        "hyperparameters": COMPARABLE,
-        "environment": {"environment_variables": ["OMP_NUM_THREADS=1"]},
-    }
+    short = {"hyperparameters": COMPARABLE}
     one = cluster.submit("const", **short)
     horovod = cluster.submit("distributed", **short)
     cluster.wait(one)

@@ -91,7 +91,8 @@ class TestCluster:
                     "read_only": True,
                 }
             ],
-            "environment": {"environment_variables": ["OMP_NUM_THREADS=2"]},
+            # One thread: two that wait for each other crawl on a machine that is busy.
+            "environment": {"environment_variables": ["OMP_NUM_THREADS=1"]},
             "hyperparameters": {**SMALL, **HPARAMS},
             **PERIODS,
             "scheduling_unit": 1,
