@@ -19,7 +19,7 @@ def python_components() -> list[dict[str, Any]]:
             distribution.metadata["Name"],
             distribution.version,
             f"pkg:pypi/{distribution.metadata['Name'].lower()}@{distribution.version}",
-            distribution.metadata.json.get("license_expression"),
+            str(distribution.metadata.json.get("license_expression") or ""),
         )
         for distribution in importlib.metadata.distributions()
     ]
@@ -35,12 +35,12 @@ def debian_components() -> list[dict[str, Any]]:
     )
     rows = (line.split() for line in listing.stdout.splitlines())
     return [
-        _component(name, version, f"pkg:deb/debian/{name}@{version}?arch={architecture}", None)
+        _component(name, version, f"pkg:deb/debian/{name}@{version}?arch={architecture}", "")
         for name, version, architecture in rows
     ]
 
 
-def _component(name: str, version: str, purl: str, licence: str | None) -> dict[str, Any]:
+def _component(name: str, version: str, purl: str, licence: str) -> dict[str, Any]:
     component: dict[str, Any] = {
         "type": "library",
         "bom-ref": purl,
