@@ -23,7 +23,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from bench.machine import commit, machine, machine_kind
+from bench.machine import busy, commit, machine, machine_kind
 from bench.network_lab import DATA, STORE, Lab, LabHost, missing
 from cocodata.pack import Seal
 from cocodata.sync.control import Options, Synchronisation
@@ -183,10 +183,11 @@ def _measure_rsync(
     return Measured(way, hosts, size, seconds, size * 8 / rate / 1e6, copies, busy)
 
 
-def markdown(runs: list[Measured], rate: int) -> str:
-    """Return the results as a table."""
+def markdown(runs: list[Measured], rate: int, *, others: bool) -> str:
+    """Return the results as a table, which says so where others were using the machine."""
     lines = [
         f"Links of {rate} Mbit/s each way; times in multiples of the wire time of one copy.",
+        *(["Others were using this machine's cores at the same time."] if others else []),
         "",
         "| hosts | way | MiB | seconds | wire time | ratio | copies sent | cores busy |",
         "|---|---|---|---|---|---|---|---|",
@@ -215,6 +216,8 @@ def main(
     if reason := missing() or (f"missing: {', '.join(programs)}" if programs else None):
         console.print(f"error: {reason}", style="red")
         raise typer.Exit(2)
+    found = machine()
+    others = busy(found)
     runs: list[Measured] = []
     with tempfile.TemporaryDirectory(prefix="coco-sync-") as scratch:
         folder = Path(scratch)
@@ -237,20 +240,20 @@ def main(
                     f"{run.seconds / run.wire:.2f} x wire, {run.copies:.2f} copies, "
                     f"cores {run.busy:.0%} busy"
                 )
-    found = machine()
     made = datetime.now().astimezone().isoformat(timespec="seconds")
     document = {
         "made": made,
         "commit": commit(),
         "machine": found,
+        "machine_busy": others,
         "rate_mbit": rate,
         "runs": [asdict(run) for run in runs],
     }
     out.mkdir(parents=True, exist_ok=True)
     stem = out / f"coco-sync-{made[:10]}-{machine_kind(found)}"
     stem.with_name(f"{stem.name}.json").write_text(json.dumps(document, indent=1) + "\n")
-    stem.with_name(f"{stem.name}.md").write_text(markdown(runs, rate))
-    sys.stdout.write(markdown(runs, rate))
+    stem.with_name(f"{stem.name}.md").write_text(markdown(runs, rate, others=others))
+    sys.stdout.write(markdown(runs, rate, others=others))
 
 
 if __name__ == "__main__":

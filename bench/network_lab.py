@@ -77,8 +77,11 @@ class LabHost:
     def kill(self, pattern: str) -> int:
         """Kill the processes on this host whose command line holds a text; return how many."""
         assert self.process is not None
-        own = Path(f"/proc/{self.process.pid}/ns/net").readlink()
         killed = 0
+        try:
+            own = Path(f"/proc/{self.process.pid}/ns/net").readlink()
+        except OSError:  # It has ended, and all others with it.
+            return 0
         for process in Path("/proc").glob("[0-9]*"):
             try:
                 if (process / "ns" / "net").readlink() != own:
