@@ -16,6 +16,7 @@ from experiments.checkpoint import (
     CheckpointError,
     LocalCheckpoints,
     SavedCheckpoint,
+    require_room,
     write_atomically,
     write_digests,
 )
@@ -94,6 +95,14 @@ class Position(pytorch.PyTorchCallback):
                 f"{self._trial.position}: lower lr, lengthen warmup_epochs or lower clip_grad, "
                 "then go on from the last checkpoint"
             )
+
+    def on_checkpoint_save_start(self, checkpoint: dict[str, Any]) -> None:
+        """See that the storage has room, before a byte is written.
+
+        Raises:
+            CheckpointError: it has not.
+        """
+        require_room(self._trial.context._core.checkpoint._storage_manager, checkpoint)
 
     def on_checkpoint_write_end(self, checkpoint_dir: str) -> None:
         """Complete the folder: how to rebuild the detector, and the digests of all files."""

@@ -1,6 +1,8 @@
 """Parts of a running cluster are killed, and the trial ends as if nothing had happened."""
 
 import contextlib
+import os
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +12,7 @@ import psutil
 import pytest
 from determined.experimental.client import Experiment, ExperimentState, Trial
 
+from experiments.checkpoint import verify_digests
 from tests.cluster.testing import TestCluster
 from tests.experiments import launched
 
@@ -28,9 +31,11 @@ def undisturbed(cluster: TestCluster) -> tuple[dict[str, Any], list[Any], list[A
     return outcome(cluster, cluster.trial(experiment))
 
 
-def outcome(cluster: TestCluster, trial: Trial) -> tuple[dict[str, Any], list[Any], list[Any]]:
+def outcome(
+    cluster: TestCluster, trial: Trial, storage: Path | None = None
+) -> tuple[dict[str, Any], list[Any], list[Any]]:
     return (
-        cluster.final_state(trial),
+        cluster.final_state(trial, storage),
         cluster.reports(trial, "training"),
         cluster.reports(trial, "validation"),
     )
@@ -45,10 +50,13 @@ def begin(cluster: TestCluster) -> tuple[Experiment, Trial]:
 
 
 def assert_undisturbed(
-    cluster: TestCluster, trial: Trial, undisturbed: tuple[dict[str, Any], list[Any], list[Any]]
+    cluster: TestCluster,
+    trial: Trial,
+    undisturbed: tuple[dict[str, Any], list[Any], list[Any]],
+    storage: Path | None = None,
 ) -> None:
     """The same weights and metrics to the last bit, each metric once, and nothing left running."""
-    state, training, validation = outcome(cluster, trial)
+    state, training, validation = outcome(cluster, trial, storage)
     assert launched.differences(state, undisturbed[0]) == []
     assert training == undisturbed[1]
     assert validation == undisturbed[2]
@@ -141,6 +149,51 @@ def test_a_rank_is_killed(cluster: TestCluster) -> None:
     expected = outcome(cluster, cluster.trial(straight))
     assert_undisturbed(cluster, trial, expected)
     assert trial.id != cluster.trial(straight).id
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="mounting a small file system needs root")
+def test_a_full_checkpoint_storage(cluster: TestCluster, undisturbed: Any, tmp_path: Path) -> None:
+    """The trial stops with a clear error, and goes on from there once there is room."""
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=22M", "tmpfs", str(small)], check=True)
+    try:
+        storage = {"type": "shared_fs", "host_path": str(small)}
+        experiment = cluster.submit("const", **LENGTH, checkpoint_storage=storage, max_restarts=0)
+        cluster.wait_for_state(experiment, ExperimentState.ERROR)
+        trial = cluster.trial(experiment)
+        logs = cluster.logs_of(trial)
+        assert "MB free, and a checkpoint needs" in logs
+        assert "Traceback" not in logs
+        saved = cluster.checkpoints(trial, small)
+        assert saved
+        for _, folder in saved:
+            verify_digests(folder)
+
+        subprocess.run(["mount", "-o", "remount,size=400M", str(small)], check=True)
+        cluster.determined("experiment", "continue", str(experiment.id))
+        cluster.wait(experiment)
+        assert_undisturbed(cluster, trial, undisturbed, small)
+    finally:
+        subprocess.run(["umount", "--lazy", str(small)], check=True)
+
+
+def test_old_checkpoints_are_collected(cluster: TestCluster) -> None:
+    """By a task in the same image, down to the best and the latest."""
+    experiment = cluster.submit("const")
+    cluster.wait(experiment)
+    trial = cluster.trial(experiment)
+    storage = cluster.local.state / "checkpoints"
+    deadline = time.monotonic() + 90
+    while len(cluster.checkpoints(trial)) > 2 and time.monotonic() < deadline:
+        time.sleep(1)
+    kept = [folder for _, folder in cluster.checkpoints(trial)]
+    assert 1 <= len(kept) <= 2
+    for folder in kept:
+        verify_digests(folder)
+    deleted = [each.uuid for each in trial.list_checkpoints() if storage / each.uuid not in kept]
+    assert len(deleted) >= 2
+    assert not [uuid for uuid in deleted if (storage / uuid / "state_dict.pth").exists()]
 
 
 def rank_process(rank: int) -> psutil.Process:

@@ -1,6 +1,8 @@
 """Experiments on the tests' cluster: submit, wait, look at what was reported and saved."""
 
+import os
 import subprocess
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import Any
 import torch
 from determined.common.api import bindings
 from determined.experimental import Determined
-from determined.experimental.client import Experiment, ExperimentState, Trial
+from determined.experimental.client import CheckpointState, Experiment, ExperimentState, Trial
 from rich.console import Console
 
 from cluster.connection import ROOT, Connection
@@ -175,19 +177,30 @@ class TestCluster:
             for entry in trial.iter_metrics(group)
         ]
 
-    def checkpoints(self, trial: Trial) -> list[tuple[int, Path]]:
-        """Batch and folder of a trial's checkpoints, oldest first."""
+    def determined(self, *arguments: str) -> str:
+        """Run a command of Determined's own command line."""
+        return subprocess.run(
+            [sys.executable, "-m", "determined.cli", *arguments],
+            env={**os.environ, **self.connection.environment()},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+
+    def checkpoints(self, trial: Trial, storage: Path | None = None) -> list[tuple[int, Path]]:
+        """Batch and folder of a trial's checkpoints that are there, oldest first."""
+        storage = storage or self.local.state / "checkpoints"
         found = trial.list_checkpoints()
         folders = [
-            (int(each.metadata["steps_completed"]), self.local.state / "checkpoints" / each.uuid)
+            (int(each.metadata["steps_completed"]), storage / each.uuid)
             for each in found
-            if each.metadata and each.state is not None and each.state.value.endswith("COMPLETED")
+            if each.metadata and each.state is CheckpointState.COMPLETED
         ]
         return sorted(folders)
 
-    def final_state(self, trial: Trial) -> dict[str, Any]:
+    def final_state(self, trial: Trial, storage: Path | None = None) -> dict[str, Any]:
         """Model, optimizer, average and place of a trial's last checkpoint."""
-        batches, folder = self.checkpoints(trial)[-1]
+        batches, folder = self.checkpoints(trial, storage)[-1]
         allow_checkpoint_globals()
         state = torch.load(folder / "state_dict.pth", weights_only=True)
         return {

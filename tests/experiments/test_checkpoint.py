@@ -1,14 +1,17 @@
 """Digests find every damage; the index of a local run keeps what a resume needs."""
 
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from experiments.checkpoint import (
     CheckpointError,
     LocalCheckpoints,
     SavedCheckpoint,
     load_detector,
+    require_room,
     verify_digests,
     write_atomically,
     write_digests,
@@ -122,3 +125,23 @@ def test_writing_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(OSError, match="No space left"):
         write_atomically(target, "new")
     assert target.read_text() == "old"
+
+
+def test_storage_without_room_is_refused_before_a_byte_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Storage:
+        _base_path = str(tmp_path)
+
+    content = {"model": [{"weight": torch.zeros(1000, 1000)}], "more": (torch.zeros(10),)}
+
+    def free(amount: float) -> None:
+        usage = shutil.disk_usage(tmp_path)._replace(free=int(amount))
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+
+    free(8e6)
+    require_room(Storage(), content)
+    free(5e6)
+    with pytest.raises(CheckpointError, match="5 MB free, and a checkpoint needs 6 MB"):
+        require_room(Storage(), content)
+    require_room(object(), content)  # such as a bucket
