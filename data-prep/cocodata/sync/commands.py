@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +14,7 @@ from cocodata.pack import read_seal
 from cocodata.problems import count
 from cocodata.sync.control import Options, Result, Synchronisation
 from cocodata.sync.display import live_view
-from cocodata.sync.hosts import Host, read_hosts
+from cocodata.sync.hosts import read_hosts, this_machine
 
 _UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}
 
@@ -65,7 +64,7 @@ def sync(
         store=store,
         link=link,
         limit=bytes_per_second(limit) if limit else 0,
-        source=Host("this machine", source_address, (sys.executable,)),
+        source=this_machine(source_address),
     )
     with live_view(seal.size, terminal) as show:
         run = Synchronisation(seal, packed, read_hosts(hosts), options, show)

@@ -1,7 +1,6 @@
 """The control machine's end of an agent."""
 
 import asyncio
-import time
 from importlib import resources
 from typing import Any
 
@@ -27,7 +26,6 @@ for name in ("cocodata", "cocodata.sync", *order["modules"]):
 sys.modules["cocodata.sync.agent"].serve(order["setting"])
 """
 
-_SILENCE = 60.0  # Seconds without news in a swarm.
 _PING = 10.0
 
 
@@ -41,7 +39,6 @@ class Connection:
     Attributes:
         host: where it is.
         news: the last progress that it told.
-        heard: when anything came from it, on the monotonic clock.
         failure: why it is out, or None.
     """
 
@@ -54,7 +51,6 @@ class Connection:
         """
         self.host = host
         self.news: dict[str, Any] = {}
-        self.heard = time.monotonic()
         self.failure: str | None = None
         self._setting = setting
         self._process: asyncio.subprocess.Process | None = None
@@ -148,7 +144,6 @@ class Connection:
         assert self._process is not None
         assert self._process.stdout is not None
         async for line in self._process.stdout:
-            self.heard = time.monotonic()
             try:
                 message = orjson.loads(line)
             except ValueError:

@@ -8,9 +8,8 @@ import asyncio
 import base64
 import random
 import socket
-import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,7 +19,7 @@ from cocodata.errors import DatasetError
 from cocodata.pack import Seal
 from cocodata.problems import count
 from cocodata.sync.connection import Connection, HostFailedError
-from cocodata.sync.hosts import Host
+from cocodata.sync.hosts import Host, this_machine
 
 _NEIGHBOURS = 48  # Connections that a host makes; more hosts need no more of them.
 _STALLED = 90.0  # Seconds without a byte after which a host is given up.
@@ -91,7 +90,7 @@ class Options:
     store: str
     link: str
     limit: int = 0
-    source: Host = field(default_factory=lambda: Host("source", "", (sys.executable,)))
+    source: Host = field(default_factory=this_machine)
 
 
 class Synchronisation:
@@ -202,11 +201,7 @@ class Synchronisation:
         members = self._alive()
         source = await self._open_source()
         allowed = sorted({*addresses.values(), *self._own_addresses(addresses.values())})
-        common = {
-            **self._order(),
-            "allowed": allowed,
-            "limit": self.options.limit,
-        }
+        common = {**self._order(), "allowed": allowed, "limit": self.options.limit}
         places = [(addresses[c.host.name], c.host.port) for c in members]
 
         async def join(connection: Connection) -> None:
@@ -216,22 +211,20 @@ class Synchronisation:
                 "pieces": wanted.get(connection.host.name, []),
                 "share": (number, len(members)),
             }
-            await connection.ask("join", **common, **order, **_listening(connection.host))
+            listening = _listening(connection.host, addresses[connection.host.name])
+            await connection.ask("join", **common, **order, **listening)
 
         await self._each(members, join)
         fetching = [c for c in members if c.host.name in wanted]
-        if source is not None:
-            order = {"peers": _some(places, 0)}
-            await source.ask("join", **common, **order, **_listening(source.host))
-        elif len(fetching) == len(members):
-            raise DatasetError(
-                f"{self._packed / self.seal.name / self.seal.image}: is not there, and no host "
-                f"has it. Pack it with `make coco-pack DATASET={self.seal.name}`"
-            )
+        try:
+            # It connects to the hosts, and they need not reach it.
+            listening = _listening(source.host, next(iter(addresses.values()), ""))
+            await source.ask("join", **common, peers=_some(places, 0), **listening)
+        except HostFailedError as error:
+            raise DatasetError(f"this machine cannot send: {error}") from None
         await self._watch(fetching)
-        if source is not None and source.failure is None:
-            with suppress(HostFailedError):
-                self.result.sent = (await source.ask("leave", **self._order())).get("sent", 0)
+        with suppress(HostFailedError):
+            self.result.sent = (await source.ask("leave", **self._order())).get("sent", 0)
         self.result.seconds = time.monotonic() - begin
 
         async def leave(connection: Connection) -> None:
@@ -247,7 +240,6 @@ class Synchronisation:
         progress = {c.host.name: (0, time.monotonic()) for c in fetching}
         for connection in fetching:
             connection.news = {}
-            connection.heard = time.monotonic()
         while True:
             self._show(self.connections, self._source)
             self._note_failures()
@@ -263,17 +255,15 @@ class Synchronisation:
                 if reached != progress[name][0]:
                     progress[name] = reached, now
                 elif now > progress[name][1] + _STALLED:
-                    source = self._source.failure if self._source else None
-                    connection.give_up(
-                        f"no byte came for {_STALLED:.0f} s, with {news.get('peers', 0)} hosts "
-                        f"connected. "
-                        + (
-                            f"The source has failed: {source}"
-                            if source
-                            else f"Is TCP port {connection.host.port} open among the hosts?"
-                        )
-                    )
+                    connection.give_up(self._why_stalled(connection))
             await asyncio.sleep(_POLL)
+
+    def _why_stalled(self, connection: Connection) -> str:
+        peers = connection.news.get("peers", 0)
+        text = f"no byte came for {_STALLED:.0f} s, with {peers} hosts connected. "
+        if self._source is not None and self._source.failure is not None:
+            return f"{text}This machine has stopped to send: {self._source.failure}"
+        return f"{text}Is TCP port {connection.host.port} open among the hosts?"
 
     async def _resolve(self) -> dict[str, str]:
         """Return the hosts' addresses as numbers; a host whose name is unknown is out."""
@@ -289,18 +279,16 @@ class Synchronisation:
                 connection.give_up(f"{host.address}: does not resolve here ({error.strerror})")
         return found
 
-    async def _open_source(self) -> Connection | None:
-        if not (self._packed / self.seal.name / self.seal.image).is_file():
-            return None
+    async def _open_source(self) -> Connection:
         setting = {"store": str(self._packed), "name": self.seal.name, "link": ""}
         self._source = Connection(self.options.source, setting)
         try:
             await self._source.open()
         except HostFailedError as error:
-            raise DatasetError(f"the source cannot be started: {error}") from None
+            raise DatasetError(f"this machine cannot send: {error}") from None
         return self._source
 
-    def _own_addresses(self, hosts: Sequence[str] | Any) -> set[str]:
+    def _own_addresses(self, hosts: Iterable[str]) -> set[str]:
         """Return the addresses that the source comes from, as far as they can be known."""
         if self.options.source.address:
             return {self.options.source.address}
@@ -326,9 +314,11 @@ class Synchronisation:
         await asyncio.gather(*(connection.close() for connection in everyone))
 
 
-def _listening(host: Host) -> dict[str, str]:
+def _listening(host: Host, address: str) -> dict[str, str]:
+    """Return where a host that others know by an address listens."""
     if host.listen is None:
-        return {"listen": f"0.0.0.0:{host.port},[::]:{host.port}"}
+        every = "[::]" if ":" in address else "0.0.0.0"  # noqa: S104
+        return {"listen": f"{every}:{host.port}"}
     return {"listen": f"{host.listen}:{host.port}", "outgoing": host.listen}
 
 

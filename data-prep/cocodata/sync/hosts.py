@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,6 +87,15 @@ def described_host(
     sudo = "" if user == "root" else "sudo -S -p '' " if password else "sudo -n "
     command += [ssh_address or address, f'exec {sudo}env COCO_SSH="$SSH_CONNECTION" {python}']
     return Host(name, address, tuple(command), password, None, peer_port)
+
+
+def this_machine(address: str = "") -> Host:
+    """Describe the control machine as a source, which may be one of the hosts, too.
+
+    Args:
+        address: where hosts see it coming from; empty where that can be found out.
+    """
+    return Host("this machine", address, (sys.executable,), port=0)
 
 
 def read_hosts(path: Path) -> list[Host]:
