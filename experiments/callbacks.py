@@ -121,7 +121,7 @@ class RunRecord(pytorch.PyTorchCallback):
         self._trial = trial
         self._progress = trial.progress
         self._stop = False
-        self._validated = False
+        self._rounds_of_questions = 0
         self._metric: tuple[int, float] | None = None
         self._folder = trial.run.folder if trial.communicator.rank == 0 else None
         self._tensorboard: Any = None
@@ -179,9 +179,9 @@ class RunRecord(pytorch.PyTorchCallback):
     def _stop_if_the_search_has_decided(self) -> None:
         """On a cluster, after a validation that has been reported."""
         trial = self._trial
-        if trial.run.searched_trial is None or not self._validated:
+        if trial.run.searched_trial is None or self._rounds_of_questions == 0:
             return
-        self._validated = False
+        self._rounds_of_questions -= 1
         chief = trial.communicator.rank == 0
         self._stop_together(chief and search_has_decided(trial.context, trial.run.searched_trial))
 
@@ -189,7 +189,7 @@ class RunRecord(pytorch.PyTorchCallback):
         """An evaluation is over."""
         trial = self._trial
         self._metric = (trial.position, float(metrics[trial.run.config.metric]))
-        self._validated = True
+        self._rounds_of_questions = 2
         if trial.communicator.rank == 0:
             self._progress.say(
                 f"batch {trial.position}: AP {metrics['AP']:.4f}  AP50 {metrics['AP50']:.4f}  "

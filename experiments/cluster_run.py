@@ -5,6 +5,7 @@ held against their digests first; where they are damaged, an earlier checkpoint 
 takes their place. The master forgets the metrics reported after that one as soon as new ones come.
 """
 
+import time
 from dataclasses import dataclass
 
 import determined as det
@@ -13,6 +14,10 @@ from determined.common import api
 from determined.common.api import bindings
 
 from experiments.checkpoint import CheckpointError, verify_digests
+
+
+_QUESTIONS = 3
+_SECONDS_BETWEEN_QUESTIONS = 0.5
 
 
 @dataclass(frozen=True)
@@ -62,14 +67,18 @@ def go_on_from(
 def search_has_decided(context: pytorch.PyTorchTrialContext, trial_id: int) -> bool:
     """Whether the experiment's search wants no more of this trial; asked on the chief.
 
-    The master decides while it takes in a validation. Determined 0.38.1 does not preempt a trial
-    that its search stops early, so without asking it would train to its end.
+    Determined 0.38.1 does not preempt a trial that its search stops early, so without asking it
+    would train to its end. The decision follows a validation's report within a second or so.
     """
-    try:
-        answer = bindings.get_GetTrial(context._core.train._session, trialId=trial_id)
-    except (api.errors.APIException, api.errors.MasterNotFoundException, OSError):
-        return False  # the next validation asks again
-    return answer.trial.state is bindings.trialv1State.STOPPING_COMPLETED
+    for _ in range(_QUESTIONS):
+        time.sleep(_SECONDS_BETWEEN_QUESTIONS)
+        try:
+            answer = bindings.get_GetTrial(context._core.train._session, trialId=trial_id)
+        except (api.errors.APIException, api.errors.MasterNotFoundException, OSError):
+            return False  # it is asked again
+        if answer.trial.state is bindings.trialv1State.STOPPING_COMPLETED:
+            return True
+    return False
 
 
 def _damage(context: pytorch.PyTorchTrialContext, point: ResumePoint) -> str | None:
