@@ -15,7 +15,6 @@ from determined.common.api import bindings
 
 from experiments.checkpoint import CheckpointError, verify_digests
 
-
 _QUESTIONS = 3
 _SECONDS_BETWEEN_QUESTIONS = 0.5
 
