@@ -214,6 +214,10 @@ cluster-restore: setup ## Put the master's database back (FILE=backups/... INVEN
 offline-bundle: setup ## Gather all that hosts without internet need (OUT=offline-bundle)
 	@$(PY) ansible/bundle.py make --out "$(or $(OUT),offline-bundle)" $(ARGS)
 
+.PHONY: test-hosts
+test-hosts: setup ## Test a cluster's whole life on hosts in containers (half an hour, 35 GB)
+	@TEST_HOSTS=yes $(PY) tools/run_tests.py --no-lint -m cluster tests/ansible
+
 .PHONY: test
 test: setup ## Lint, then run the tests (TESTS= chooses some)
 	@$(PY) tools/run_tests.py -m "not cluster" $(TESTS)

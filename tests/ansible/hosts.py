@@ -6,6 +6,7 @@ is made once by debootstrap (as root), from the mirror that DEBIAN_MIRROR names.
 """
 
 import contextlib
+import hashlib
 import os
 import shutil
 import subprocess
@@ -21,7 +22,6 @@ import typer
 ROOT = Path(__file__).resolve().parents[2]
 # The inventory names the key and the known hosts in here.
 STATE = ROOT / ".cache/test-hosts"
-IMAGE = "test-host:bookworm"
 NETWORK = "test-hosts"
 SUBNET = "10.77.0.0/24"
 SHARED_VOLUME = "test-hosts-shared"
@@ -31,6 +31,8 @@ PACKAGES = (
     "systemd-sysv,dbus,openssh-server,sudo,python3,iproute2,kmod,ca-certificates,"
     "iputils-ping,procps"
 )
+# Another set of packages is another image.
+IMAGE = f"test-host:bookworm-{hashlib.sha256(PACKAGES.encode()).hexdigest()[:8]}"
 # A container is a whole host with these. --privileged would ask for every capability, of which an
 # engine in a sandbox has not all; ALL asks for those that it has.
 HOST_OPTIONS = [

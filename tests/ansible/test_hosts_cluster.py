@@ -74,7 +74,7 @@ class Hosts:
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
     if os.environ.get("TEST_HOSTS") != "yes":
-        pytest.skip("takes half an hour and 35 GB of disk: make test-hosts")
+        pytest.skip("takes half an hour and 35 GB of disk; make test-hosts runs it")
     reason = test_hosts.why_unavailable()
     if reason:
         pytest.skip(reason)
