@@ -9,6 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cocodata.archives import Archive, file_digest
+
+IMAGES, ANNOTATIONS = "/zips/val2017.zip", "/annotations/annotations_trainval2017.zip"
+
 Fault = Callable[["Handler", bytes, range], None]
 """Answers a request for a range of a file's content in a way of its own."""
 
@@ -166,3 +170,14 @@ class FaultyServer(http.server.ThreadingHTTPServer):
 
     def handle_error(self, *_: object) -> None:
         """A client that hangs up is nothing to tell of."""
+
+
+def archive_on(server: FaultyServer, path: str = IMAGES) -> Archive:
+    """Return an archive of the server, with its checksum and size."""
+    file = server.behaviour.folder / path.lstrip("/")
+    return Archive(server.url + path, file_digest(file, "md5"), file.stat().st_size)
+
+
+def content_of(server: FaultyServer, path: str = IMAGES) -> bytes:
+    """Return the content of an archive of the server."""
+    return (server.behaviour.folder / path.lstrip("/")).read_bytes()

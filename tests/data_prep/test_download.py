@@ -3,48 +3,18 @@ import signal
 import subprocess
 import sys
 import time
-import zipfile
-from collections.abc import Callable, Iterator
 from email.utils import formatdate
 from pathlib import Path
 
 import faulty_server as server_faults
 import pytest
-from faulty_server import FaultyServer, answer
+from faulty_server import ANNOTATIONS, IMAGES, FaultyServer, answer, archive_on, content_of
 
 from cocodata import DatasetError, download
-from cocodata.archives import COCO_2017, Archive, at_mirror, file_digest, parse_archive
+from cocodata.archives import COCO_2017, Archive, at_mirror, parse_archive
 from cocodata.fetching import ATTEMPTS, Fetcher
-from cocodata.repair import sources
 
 ROOT = Path(__file__).resolve().parents[2]
-IMAGES, ANNOTATIONS = "/zips/val2017.zip", "/annotations/annotations_trainval2017.zip"
-
-
-@pytest.fixture(scope="session")
-def published(generated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The generated data set as COCO publishes its own: three archives on a server."""
-    folder = tmp_path_factory.mktemp("published")
-    for name, members in (
-        (ANNOTATIONS, "annotations"),
-        (IMAGES, "val2017"),
-        ("/zips/train2017.zip", "train2017"),
-    ):
-        path = folder / name.lstrip("/")
-        path.parent.mkdir(exist_ok=True)
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-            for file in sorted((generated / members).iterdir()):
-                archive.write(file, f"{members}/{file.name}")
-            if members == "annotations":
-                archive.writestr("annotations/captions_val2017.json", "{}")
-    return folder
-
-
-@pytest.fixture
-def server(published: Path) -> Iterator[FaultyServer]:
-    with FaultyServer(published) as running:
-        yield running
-        running.shutdown()
 
 
 @pytest.fixture(autouse=True)
@@ -52,11 +22,6 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, "PIECE", 100_000)
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.delenv(name, raising=False)
-
-
-def _archive(server: FaultyServer, path: str = IMAGES) -> Archive:
-    file = server.behaviour.folder / path.lstrip("/")
-    return Archive(server.url + path, file_digest(file, "md5"), file.stat().st_size)
 
 
 def _fetcher(notes: list[str] | None = None, proxy: str | None = None) -> Fetcher:
@@ -75,13 +40,9 @@ def _get(
     return file.read_bytes()
 
 
-def _content(server: FaultyServer, path: str = IMAGES) -> bytes:
-    return (server.behaviour.folder / path.lstrip("/")).read_bytes()
-
-
 def test_pieces_are_fetched_once_each(server: FaultyServer, tmp_path: Path) -> None:
-    content = _content(server)
-    assert _get(_archive(server), tmp_path) == content
+    content = content_of(server)
+    assert _get(archive_on(server), tmp_path) == content
     assert server.behaviour.sent == len(content) + 1
     assert server.behaviour.data_requests(IMAGES) == -(-len(content) // 100_000) > 3
 
@@ -106,7 +67,7 @@ def test_faults_are_overcome(
     server.behaviour.ranges = ranges
     # The first request is the look at the size.
     server.behaviour.fail(IMAGES, server_faults.well, fault, server_faults.well, fault)
-    assert _get(_archive(server), tmp_path, connections=2) == _content(server)
+    assert _get(archive_on(server), tmp_path, connections=2) == content_of(server)
 
 
 @pytest.mark.parametrize("fault", [server_faults.break_off, server_faults.say_too_much])
@@ -114,8 +75,8 @@ def test_a_broken_transfer_goes_on_at_the_byte_where_it_broke(
     fault: server_faults.Fault, server: FaultyServer, tmp_path: Path
 ) -> None:
     server.behaviour.fail(IMAGES, server_faults.well, fault)
-    assert _get(_archive(server), tmp_path) == _content(server)
-    assert server.behaviour.sent == len(_content(server)) + 1
+    assert _get(archive_on(server), tmp_path) == content_of(server)
+    assert server.behaviour.sent == len(content_of(server)) + 1
 
 
 def test_a_server_that_always_breaks_off_is_got_the_better_of(
@@ -123,26 +84,26 @@ def test_a_server_that_always_breaks_off_is_got_the_better_of(
 ) -> None:
     # Many more failures than attempts are made without progress.
     server.behaviour.fail(IMAGES, server_faults.well, *[server_faults.break_off] * 40)
-    assert _get(_archive(server), tmp_path, connections=1) == _content(server)
+    assert _get(archive_on(server), tmp_path, connections=1) == content_of(server)
 
 
 def test_attempts_without_progress_end(server: FaultyServer, tmp_path: Path) -> None:
     server.behaviour.fail(IMAGES, *[answer(500)] * ATTEMPTS)
     with pytest.raises(DatasetError, match=rf"HTTP 500, {ATTEMPTS} times in a row"):
-        _get(_archive(server), tmp_path)
+        _get(archive_on(server), tmp_path)
     assert len(server.behaviour.requests) == ATTEMPTS
 
 
 def test_what_is_missing_is_not_asked_for_again(server: FaultyServer, tmp_path: Path) -> None:
     missing = Archive(f"{server.url}/zips/test2017.zip")
-    others = [_archive(server), _archive(server, ANNOTATIONS)]
+    others = [archive_on(server), archive_on(server, ANNOTATIONS)]
     with pytest.raises(DatasetError, match="1 of 3 archives") as caught:
         download.download([missing, *others], tmp_path, _fetcher())
     assert "test2017.zip: HTTP 404, there is no such file" in str(caught.value)
     assert len([each for each, _ in server.behaviour.requests if "test2017" in each]) == 1
     # The others are there all the same.
-    assert (tmp_path / "val2017.zip").read_bytes() == _content(server)
-    assert (tmp_path / others[1].name).read_bytes() == _content(server, ANNOTATIONS)
+    assert (tmp_path / "val2017.zip").read_bytes() == content_of(server)
+    assert (tmp_path / others[1].name).read_bytes() == content_of(server, ANNOTATIONS)
 
 
 @pytest.mark.parametrize("form", ["seconds", "date"])
@@ -158,7 +119,7 @@ def test_retry_after_is_waited_for_by_all(form: str, server: FaultyServer, tmp_p
     text = "42" if form == "seconds" else formatdate(time.time() + 42, usegmt=True)
     server.behaviour.fail(IMAGES, server_faults.well, answer(429, Retry_After=text))
     begin = time.monotonic()
-    download.download([_archive(server)], tmp_path, fetcher, connections=1)
+    download.download([archive_on(server)], tmp_path, fetcher, connections=1)
     assert now == [0.0]
     later = [moment - begin for moment in waits if moment > begin + 30]
     # Once after the refusal, and before each later request on every connection.
@@ -176,7 +137,7 @@ def test_other_content_than_the_checksum_is_refused(server: FaultyServer, tmp_pa
         _get(wrong, tmp_path)
 
 
-def test_a_web_page_is_no_archive(server: FaultyServer, tmp_path: Path, published: Path) -> None:
+def test_a_web_page_is_noarchive_on(server: FaultyServer, tmp_path: Path, published: Path) -> None:
     page = published / "zips" / "page.zip"
     page.write_text("<html>log in</html>")
     with pytest.raises(DatasetError, match="not a zip archive, perhaps a page"):
@@ -193,12 +154,12 @@ def test_a_file_that_changes_during_the_download_is_begun_anew(
 
     server.behaviour.fail(IMAGES, server_faults.well, change)
     archive = Archive(server.url + IMAGES)
-    assert _get(archive, tmp_path, connections=1) == _content(server)
-    assert server.behaviour.sent > len(_content(server)) + 100_000
+    assert _get(archive, tmp_path, connections=1) == content_of(server)
+    assert server.behaviour.sent > len(content_of(server)) + 100_000
 
 
 def test_a_killed_download_goes_on_where_it_was(server: FaultyServer, tmp_path: Path) -> None:
-    archive = _archive(server)
+    archive = archive_on(server)
     hang = [lambda *_: time.sleep(5)] * 4
     server.behaviour.fail(IMAGES, *[server_faults.well] * 4, *hang)
     program = (
@@ -223,17 +184,17 @@ def test_a_killed_download_goes_on_where_it_was(server: FaultyServer, tmp_path: 
     }
     server.behaviour.faults.clear()
     server.behaviour.sent = 0
-    assert _get(archive, tmp_path) == _content(server)
+    assert _get(archive, tmp_path) == content_of(server)
     # Three pieces were on disk.
-    assert server.behaviour.sent == len(_content(server)) - 300_000 + 1
+    assert server.behaviour.sent == len(content_of(server)) - 300_000 + 1
 
 
 def test_archives_that_are_there_are_taken(server: FaultyServer, tmp_path: Path) -> None:
-    archive = _archive(server)
-    (tmp_path / archive.name).write_bytes(_content(server))
-    assert _get(archive, tmp_path) == _content(server)
+    archive = archive_on(server)
+    (tmp_path / archive.name).write_bytes(content_of(server))
+    assert _get(archive, tmp_path) == content_of(server)
     assert server.behaviour.requests == []
-    (tmp_path / archive.name).write_bytes(_content(server)[:-1] + b"?")
+    (tmp_path / archive.name).write_bytes(content_of(server)[:-1] + b"?")
     with pytest.raises(DatasetError, match="the file that is there has the checksum"):
         _get(archive, tmp_path)
     (tmp_path / archive.name).write_bytes(b"short")
@@ -244,28 +205,28 @@ def test_archives_that_are_there_are_taken(server: FaultyServer, tmp_path: Path)
 def test_a_full_disk_is_seen_beforehand(
     server: FaultyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usage = type("Usage", (), {"free": len(_content(server)) + 999})
+    usage = type("Usage", (), {"free": len(content_of(server)) + 999})
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
     with pytest.raises(DatasetError, match="GB are needed for the archives"):
-        download.download([_archive(server)], tmp_path, _fetcher(), room_beside=1000)
+        download.download([archive_on(server)], tmp_path, _fetcher(), room_beside=1000)
     assert list(tmp_path.iterdir()) == []
-    download.download([_archive(server)], tmp_path, _fetcher(), room_beside=999)
+    download.download([archive_on(server)], tmp_path, _fetcher(), room_beside=999)
 
 
 def test_a_proxy_is_used(server: FaultyServer, tmp_path: Path) -> None:
     # The server stands for the proxy: it is asked for a host that does not exist.
-    archive = at_mirror(_archive(server), "http://coco.invalid")
+    archive = at_mirror(archive_on(server), "http://coco.invalid")
     download.download([archive], tmp_path, _fetcher(proxy=server.url))
-    assert (tmp_path / archive.name).read_bytes() == _content(server)
+    assert (tmp_path / archive.name).read_bytes() == content_of(server)
 
 
 def test_the_environment_names_a_proxy(
     server: FaultyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("http_proxy", server.url)
-    archive = at_mirror(_archive(server), "http://coco.invalid")
+    archive = at_mirror(archive_on(server), "http://coco.invalid")
     download.download([archive], tmp_path, _fetcher())
-    assert (tmp_path / archive.name).read_bytes() == _content(server)
+    assert (tmp_path / archive.name).read_bytes() == content_of(server)
 
 
 def test_archive_arguments() -> None:
@@ -279,131 +240,3 @@ def test_archive_arguments() -> None:
         "https://m/coco/zips/val2017.zip",
         "https://m/coco/zips/train2017.zip",
     ]
-
-
-@pytest.fixture
-def run(server: FaultyServer) -> Callable[..., subprocess.CompletedProcess[str]]:
-    def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "cocodata", *map(str, arguments)],
-            env={**os.environ, "PYTHONPATH": str(ROOT / "data-prep"), "COLUMNS": "200"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
-    return command
-
-
-def test_from_archives_to_a_verified_data_set_and_repaired(
-    server: FaultyServer,
-    generated: Path,
-    tmp_path: Path,
-    run: Callable[..., subprocess.CompletedProcess[str]],
-) -> None:
-    out = tmp_path / "coco"
-    archives = [
-        f"--archive={each.url}#{each.digest}"
-        for each in (
-            _archive(server, ANNOTATIONS),
-            _archive(server),
-            _archive(server, "/zips/train2017.zip"),
-        )
-    ]
-    done = run("download", out, *archives)
-    assert done.returncode == 0, done.stderr
-    assert "332 files unpacked; splits train2017 and val2017" in done.stdout
-    assert not (out / "annotations" / "captions_val2017.json").exists()
-    first = next((generated / "train2017").iterdir()).name
-    assert (out / "train2017" / first).read_bytes() == (
-        generated / "train2017" / first
-    ).read_bytes()
-    again = run("download", out, *archives)
-    assert "0 files unpacked" in again.stdout
-    assert run("verify", out).returncode == 0
-
-    damaged = _damage(out)
-    found = run("verify", out)
-    assert found.returncode == 1
-    for path in damaged:
-        assert path in found.stderr
-    repaired = run("verify", out, "--repair")
-    assert repaired.returncode == 0, repaired.stderr
-    restored = [line.split(": restored")[0] for line in repaired.stdout.splitlines()[:-1]]
-    assert sorted(restored) == sorted(damaged)
-    for path in damaged:
-        assert (out / path).read_bytes() == (generated / path).read_bytes()
-    assert "verified, 332 files" in repaired.stdout
-
-    # Without the archives, only what is damaged is fetched out of those on the server.
-    for file in (out / "archives").glob("*.zip"):
-        file.unlink()
-    assert len(sources(out / "archives")) == 3
-    damaged = _damage(out)
-    server.behaviour.sent = 0
-    repaired = run("verify", out, "--repair")
-    assert repaired.returncode == 0, repaired.stderr
-    for path in damaged:
-        assert (out / path).read_bytes() == (generated / path).read_bytes()
-    needed = sum((generated / path).stat().st_size for path in damaged)
-    assert server.behaviour.sent < needed + 1_500_000
-
-
-def _damage(out: Path) -> list[str]:
-    images = sorted((out / "train2017").iterdir())
-    images[3].unlink()
-    images[5].write_bytes(images[5].read_bytes()[:1000])
-    whole = images[7].read_bytes()
-    images[7].write_bytes(whole[:-500] + bytes([whole[-500] ^ 1]) + whole[-499:])
-    annotations = out / "annotations" / "instances_val2017.json"
-    annotations.write_bytes(annotations.read_bytes()[:-10])
-    return [f"train2017/{images[i].name}" for i in (3, 5, 7)] + [
-        "annotations/instances_val2017.json"
-    ]
-
-
-def test_a_repair_does_not_replace_a_file_with_another_version(
-    server: FaultyServer,
-    data: Path,
-    run: Callable[..., subprocess.CompletedProcess[str]],
-) -> None:
-    image, other = sorted((data / "val2017").iterdir())[:2]
-    original = image.read_bytes()
-    image.write_bytes(other.read_bytes())
-    assert run("manifest", data).returncode == 0
-    image.write_bytes(original[:500])
-    done = run("verify", data, "--repair", f"--archive={server.url}{IMAGES}")
-    assert done.returncode == 1
-    assert image.read_bytes() == original[:500]
-    image.write_bytes(original[:500])
-    done = run("verify", data, "--repair")
-    assert "There is nothing to repair from" in done.stderr
-
-
-def test_archives_that_leave_their_folder_are_refused(
-    tmp_path: Path, run: Callable[..., subprocess.CompletedProcess[str]]
-) -> None:
-    folder = tmp_path / "coco" / "archives"
-    folder.mkdir(parents=True)
-    with zipfile.ZipFile(folder / "a.zip", "w") as archive:
-        archive.writestr("../outside.txt", "x")
-    done = run("download", tmp_path / "coco", "--archive", "http://coco.invalid/a.zip")
-    assert done.returncode == 1
-    assert "a path outside it" in done.stderr
-    assert not (tmp_path / "outside.txt").exists()
-
-
-def test_damage_within_an_archive_is_found(
-    server: FaultyServer,
-    tmp_path: Path,
-    run: Callable[..., subprocess.CompletedProcess[str]],
-) -> None:
-    folder = tmp_path / "coco" / "archives"
-    folder.mkdir(parents=True)
-    content = bytearray(_content(server))
-    content[len(content) // 3] ^= 0xFF
-    (folder / "val2017.zip").write_bytes(content)
-    done = run("download", tmp_path / "coco", "--archive", server.url + IMAGES)
-    assert done.returncode == 1
-    assert "damaged" in done.stderr
-    assert not (tmp_path / "coco" / "val2017").exists()
