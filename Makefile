@@ -220,7 +220,11 @@ test-hosts: setup ## Test a cluster's whole life on hosts in containers (half an
 
 .PHONY: test
 test: setup ## Lint, then run the tests (TESTS= chooses some)
-	@$(PY) tools/run_tests.py -m "not cluster" $(TESTS)
+	@$(PY) tools/run_tests.py -m "not cluster and not hosts" $(TESTS)
+
+.PHONY: test-sync
+test-sync: setup ## Sync a data set among hosts in network namespaces, with kills (minutes)
+	@$(PY) tools/run_tests.py --no-lint -m hosts tests/data_prep
 
 .PHONY: test-cluster
 test-cluster: setup ## Run the tests that need Docker and Determined's images (TESTS= chooses some)

@@ -15,6 +15,8 @@ from cocodata.sync.commands import bytes_per_second
 from cocodata.sync.hosts import described_host, read_hosts
 from cocodata.sync.torrent import Torrent
 
+pytestmark = pytest.mark.hosts
+
 
 def test_from_one_version_to_the_next(cluster: Cluster, versions: tuple[Packed, Packed]) -> None:
     old, new = versions

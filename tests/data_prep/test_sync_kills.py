@@ -14,6 +14,8 @@ from sync_cluster import LINK, ROOT, Cluster, Packed
 
 from bench.network_lab import DATA, STORE, LabHost
 
+pytestmark = pytest.mark.hosts
+
 AGENT = "cocodata.sync.agent"  # In the command line of every agent.
 REPEATS = int(os.environ.get("COCO_SYNC_REPEATS", "2"))
 
