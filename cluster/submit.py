@@ -7,10 +7,31 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from determined.cli import ntsc
+
 from cluster.connection import ROOT, Connection
 from cluster.errors import ClusterError
 from cluster.overlays import config_arguments
 from experiments import provenance
+from experiments.config import ConfigError, parse_config, read_yaml
+from experiments.hparams import HParamError
+
+
+def require_sound(config: Path, arguments: Sequence[str]) -> None:
+    """See that the trial will take an experiment's settings, before anything is submitted.
+
+    Of a search only the file is looked at: its trials refuse values of their own.
+
+    Raises:
+        ClusterError: A setting is refused; the message lists all that are.
+    """
+    changes = arguments[1::2]  # each after its --config
+    try:
+        content = ntsc.parse_config_overrides(read_yaml(config), changes)
+        if (content.get("searcher") or {}).get("name") == "single":
+            parse_config(content)
+    except (ConfigError, HParamError, ValueError) as error:
+        raise ClusterError(f"{config}: {error}") from error
 
 
 def submit(connection: Connection, config: Path, arguments: Sequence[str]) -> int:
@@ -19,13 +40,12 @@ def submit(connection: Connection, config: Path, arguments: Sequence[str]) -> in
     Args:
         connection: The cluster.
         config: The experiment's file.
-        arguments: More of `det experiment create`'s arguments, such as `--config key=value`.
+        arguments: Changes to it: `--config` and `key.inner=value` in turn.
 
     Raises:
-        ClusterError: The file is missing, or the master refuses the experiment.
+        ClusterError: The file is missing or unsound, or the master refuses the experiment.
     """
-    if not config.is_file():
-        raise ClusterError(f"there is no experiment file {config}")
+    require_sound(config, arguments)
     # This interpreter's own det, whatever is on the PATH.
     command = [sys.executable, "-m", "determined.cli", "experiment", "create"]
     command += [str(config), str(ROOT), "--template", connection.template, *arguments]

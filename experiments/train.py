@@ -139,7 +139,10 @@ def train_on_cluster(info: det.ClusterInfo) -> None:
     _prepare_torch(config.hparams.seed if config else 0)
     with pytorch.init(hparams=hparams, exp_conf=info.trial._config) as context:
         if config is None:
-            # Trying again would end in the same way: the master is told not to.
+            assert refused is not None
+            if info.trial._config["searcher"]["name"] == "single":
+                raise refused
+            # A search goes on without this trial, and does not try it again.
             if context.distributed.get_rank() == 0:
                 print_error(str(refused))
             raise det.InvalidHP(str(refused))

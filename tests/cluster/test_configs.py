@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from determined.experimental.client import Trial
 
 from cluster.checkpoints import fetch
@@ -53,13 +54,13 @@ def test_ranks_give_the_losses_of_one_process(cluster: TestCluster, tmp_path: Pa
     cluster.wait(horovod)
     cluster.shape(agents=2, slots=2)
     try:
-        torch = cluster.submit("distributed", entrypoint=TORCH, **short)
-        cluster.wait(torch)
+        over_two = cluster.submit("distributed", entrypoint=TORCH, **short)
+        cluster.wait(over_two)
     finally:
         cluster.shape(agents=1, slots=4)
     expected = losses(cluster.reports(cluster.trial(one), "training"))
     assert len(expected) == 20
-    for many in (horovod, torch):
+    for many in (horovod, over_two):
         got = losses(cluster.reports(cluster.trial(many), "training"))
         assert got == pytest.approx(expected, rel=1e-4)
 
@@ -89,7 +90,10 @@ def test_an_adaptive_search(cluster: TestCluster) -> None:
     split = load_split(cluster.data, splits(cluster.data)[1])
     detector = load_detector(folder)
     evaluation = evaluate_detector(
-        detector.eval(), split, evaluation_input(detector.config), batch_size=4
+        detector.eval(),
+        split,
+        evaluation_input(detector.config, device=torch.device("cpu"), threads=1),
+        batch_size=4,
     )
     assert evaluation.result.metrics["AP"] == pytest.approx(best_ap(best), abs=1e-6)
 
@@ -98,11 +102,25 @@ def best_ap(trial: Trial) -> float:
     return max(entry.metrics["AP"] for entry in trial.iter_metrics("validation"))
 
 
-def test_an_experiment_that_fails_is_told(cluster: TestCluster) -> None:
-    """The command's exit status says so, and a hyperparameter that is refused is not retried."""
+def train(cluster: TestCluster, *changes: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "cluster", "train", "experiments/const.yaml"]
-    command += ["--cluster", cluster.connection.name, "--config", "hyperparameters.lr=-1"]
-    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    command += ["--cluster", cluster.connection.name]
+    command += [part for change in changes for part in ("--config", change)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+
+
+def test_a_setting_that_is_refused_is_not_submitted(cluster: TestCluster) -> None:
+    before = len(cluster.master.list_experiments())
+    run = train(cluster, "hyperparameters.lr=-1")
+    assert run.returncode == 1
+    assert "lr" in run.stderr
+    assert "Traceback" not in run.stderr
+    assert len(cluster.master.list_experiments()) == before
+
+
+def test_an_experiment_that_fails_is_told(cluster: TestCluster) -> None:
+    """The log with the reason, and an exit status that says so."""
+    run = train(cluster, "data.version=another", "max_restarts=0")
     assert run.returncode == 1, run.stdout + run.stderr
-    assert "lr" in run.stdout
-    assert "ended as ERROR" in run.stderr + run.stdout
+    assert "the experiment is for another" in run.stdout.replace("\n", " ")
+    assert "ended as ERROR" in run.stderr
