@@ -195,7 +195,7 @@ def _admit(name: str, key: Path) -> None:
     shell = ["docker", "exec", "--interactive", name, "sh", "-c", script.format(USER)]
     subprocess.run(shell, input=public, text=True, check=True)
     read_key = ["docker", "exec", name, "cat", "/etc/ssh/ssh_host_ed25519_key.pub"]
-    host_key = _wait(f"{name}'s SSH key", 60, read_key).split()[:2]
+    host_key = _wait(f"{name}'s SSH key", 300, read_key).split()[:2]
     number = int(name.removeprefix("host"))
     known = STATE / "known_hosts"
     lines = known.read_text().splitlines() if known.exists() else []
@@ -204,7 +204,7 @@ def _admit(name: str, key: Path) -> None:
     known.write_text("\n".join([*lines, f"{address} {' '.join(host_key)}"]) + "\n")
     options = [f"UserKnownHostsFile={known}", "BatchMode=yes", "ConnectTimeout=5"]
     command = ["ssh", "-i", str(key), *(f"-o{option}" for option in options)]
-    _wait(f"SSH to {name}", 60, [*command, f"{USER}@{address}", "true"])
+    _wait(f"SSH to {name}", 300, [*command, f"{USER}@{address}", "true"])
 
 
 def names() -> list[str]:
