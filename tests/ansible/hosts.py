@@ -8,6 +8,7 @@ is made once by debootstrap (as root), from the mirror that DEBIAN_MIRROR names.
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -208,9 +209,9 @@ def _admit(name: str, key: Path) -> None:
 
 
 def names() -> list[str]:
-    """Return the names of the test hosts that exist, running or not."""
+    """Return the names of host1 to host9 that exist; higher numbers are other tests' own."""
     listed = _run("docker", "ps", "--all", "--filter=label=test-hosts", "--format={{.Names}}")
-    return sorted(listed.split())
+    return sorted(name for name in listed.split() if re.fullmatch(r"host[1-9]", name))
 
 
 def remove(name: str) -> None:
