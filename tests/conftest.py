@@ -6,6 +6,13 @@ from pathlib import Path
 import pytest
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Name the markers that only the tests' own targets ask for."""
+    config.addinivalue_line(
+        "markers", "hosts: takes minutes on hosts that the test makes; `make test-sync`"
+    )
+
+
 @pytest.fixture(scope="session")
 def coco_tiny() -> Path:
     """A folder of real images in COCO's layout, named by the environment variable COCO_TINY."""
