@@ -33,19 +33,17 @@ PACKAGES = [
     "python3-apt",
     "python3-requests",
 ]
-# Release -> keyring and archives, as lines of sources.list. MIRROR is replaced.
+# Release -> keyring and archives, as lines of sources.list; {m} stands for the mirror.
 DEBIAN = "/usr/share/keyrings/debian-archive-keyring.gpg"
 UBUNTU = "/usr/share/keyrings/ubuntu-archive-keyring.gpg"
 RELEASES = {
     "bookworm": (
         DEBIAN,
-        "http://deb.debian.org/debian",
         ["{m} bookworm main", "{m} bookworm-updates main", "{m}-security bookworm-security main"],
     ),
     **{
         name: (
             UBUNTU,
-            "http://archive.ubuntu.com/ubuntu",
             [f"{{m}} {name}{part} main universe" for part in ("", "-updates", "-security")],
         )
         for name in ("jammy", "noble")
@@ -106,9 +104,29 @@ def download_wheels(folder: Path) -> None:
         _run(*pip, "--require-hashes", "--requirement", ROOT / lock, "--dest", folder)
 
 
+def own_mirror(release: str, apt: Path = Path("/etc/apt")) -> str:
+    """Where this machine's own apt fetches a release from.
+
+    Raises:
+        BundleError: It is of another release, so that a mirror must be named.
+    """
+    for file in sorted([*apt.glob("sources.list"), *apt.glob("sources.list.d/*")]):
+        uri = ""
+        for line in file.read_text(errors="replace").splitlines():
+            one_line = re.match(r"deb\s+(?:\[.*?\]\s+)?(\S+)\s+(\S+)", line)
+            if one_line and one_line[2] == release:
+                return one_line[1].rstrip("/")
+            if named := re.match(r"URIs:\s*(\S+)", line):
+                uri = named[1].rstrip("/")
+            if (suites := re.match(r"Suites:\s*(.*)", line)) and release in suites[1].split():
+                return uri
+    raise BundleError(f"this machine's apt knows no archive of {release}: name one with --mirror")
+
+
 def download_packages(release: str, file: Path, mirror: str = "") -> None:
     """Write a package archive for a release: the roles' packages and all that they depend on."""
-    keyring, standard, lines = RELEASES[release]
+    keyring, lines = RELEASES[release]
+    mirror = mirror or own_mirror(release)
     if not Path(keyring).exists():
         raise BundleError(
             f"{keyring} is missing: apt install {Path(keyring).stem.split('-arch')[0]}-keyring"
@@ -120,9 +138,7 @@ def download_packages(release: str, file: Path, mirror: str = "") -> None:
             (apt / part).mkdir(parents=True)
         # As if nothing were installed, so that nothing is left out that a host may lack.
         (apt / "state/status").touch()
-        sources = [
-            f"deb [signed-by={keyring}] " + line.format(m=mirror or standard) for line in lines
-        ]
+        sources = [f"deb [signed-by={keyring}] " + line.format(m=mirror) for line in lines]
         (apt / "etc/sources.list").write_text("\n".join(sources) + "\n")
         (apt / "apt.conf").write_text(
             f'Dir::Etc "{apt}/etc"; Dir::State "{apt}/state"; Dir::Cache "{apt}/cache";\n'

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -91,6 +92,13 @@ def _image_exists() -> bool:
 
 
 @app.command()
+def _own_mirror(release: str) -> str:
+    # ansible/ is no package: its name is that of Ansible itself.
+    script = Path(__file__).resolve().parents[2] / "ansible" / "bundle.py"
+    mirror: str = runpy.run_path(str(script))["own_mirror"](release)
+    return mirror
+
+
 def build() -> None:
     """Make the hosts' image, unless it is there."""
     if _image_exists():
@@ -99,7 +107,8 @@ def build() -> None:
         raise HostsUnavailableError(reason)
     with tempfile.TemporaryDirectory(prefix="test-host-") as folder:
         root = Path(folder) / "root"
-        mirror = os.environ.get("DEBIAN_MIRROR", "http://deb.debian.org/debian")
+        # The one that this machine uses itself, unless another is named.
+        mirror = os.environ.get("DEBIAN_MIRROR") or _own_mirror("bookworm")
         print(f"debootstrap from {mirror}", flush=True)
         options = ["--variant=minbase", f"--include={PACKAGES}"]
         _run("debootstrap", *options, "bookworm", str(root), mirror)
