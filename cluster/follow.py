@@ -112,5 +112,61 @@ class _Patience:
 
     def answered(self) -> None:
         if self._since is not None:
-            text = (entry.log or entry.message).rstrip("\n")
+            self._console.print("the master answers again")
+        self._since = None
+
+    def wait_after(self, error: Exception) -> None:
+        if self._since is None:
+            self._since = time.monotonic()
+            self._console.print("the master does not answer; trials go on without it; waiting")
+        elif time.monotonic() - self._since > _PATIENCE_SECONDS:
+            raise ClusterError(
+                f"the master has not answered for {duration(_PATIENCE_SECONDS)} ({error}). The "
+                "experiment may still run: look at the master, then follow it again"
+            ) from error
+        time.sleep(_POLL_SECONDS)
+
+
+class _LogPrinter:
+    """Prints a trial's logs as they come, over restarts of the master."""
+
+    def __init__(self, cluster: Determined, trial_id: int, console: Console) -> None:
+        self._session = cluster._session
+        self._trial = trial_id
+        self._console = console
+        self._seen: set[str] = set()
+        self._last: datetime.datetime | None = None
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def finish(self) -> None:
+        """Wait for the end of the logs, which may come a little after the trial's."""
+        self._ended.set()
+        self._thread.join(timeout=15)
+
+    def _run(self) -> None:
+        while True:
+            last_round = self._ended.is_set()
+            try:
+                for entry in bindings.get_TrialLogs(
+                    self._session,
+                    trialId=self._trial,
+                    follow=not last_round,
+                    timestampAfter=self._last.isoformat() if self._last else None,
+                ):
+                    self._print(entry)
+            except (*_TROUBLE, api.errors.APIException):
+                time.sleep(_POLL_SECONDS)
+            if last_round:
+                return
+
+    def _print(self, entry: bindings.v1TrialLogsResponse) -> None:
+        if entry.id in self._seen:
+            return
+        self._seen.add(entry.id)
+        # Asked for again from a little before: equal times must not lose lines.
+        stamp = datetime.datetime.fromisoformat(entry.timestamp.replace("Z", "+00:00"))
+        self._last = stamp - datetime.timedelta(seconds=1)
+        text = (entry.log or entry.message).rstrip("\n")
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
