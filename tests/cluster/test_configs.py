@@ -17,7 +17,7 @@ from tests.cluster.testing import PERIODS, TestCluster
 from tests.experiments import launched
 from tests.experiments.test_resume import COMPARABLE
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 
 TORCH = "python3 -m determined.launch.torch_distributed -- python3 experiments/train.py"
 

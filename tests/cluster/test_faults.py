@@ -16,7 +16,7 @@ from experiments.checkpoint import verify_digests
 from tests.cluster.testing import TestCluster
 from tests.experiments import launched
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 
 # 48 images in batches of 8: 120 batches.
 LENGTH: dict[str, Any] = {"hyperparameters": {"epochs": 20}}

@@ -110,7 +110,7 @@ class TestCluster:
         number = submit(self.connection, file, config_arguments(overlay))
         return self.master.get_experiment(number)
 
-    def wait(self, experiment: Experiment, *, seconds: float = 400) -> None:
+    def wait(self, experiment: Experiment, *, seconds: float = 900) -> None:
         """Wait until an experiment has COMPLETED; fail with its logs if it ends otherwise."""
 
         def ended() -> bool:
@@ -124,7 +124,7 @@ class TestCluster:
         self._wait_until(ended, seconds)
         assert experiment.state is ExperimentState.COMPLETED, self.logs(experiment)[-6000:]
 
-    def wait_for_batch(self, trial: Trial, batch: int, *, seconds: float = 200) -> None:
+    def wait_for_batch(self, trial: Trial, batch: int, *, seconds: float = 600) -> None:
         """Wait until a trial has reported a batch."""
 
         def there() -> bool:
