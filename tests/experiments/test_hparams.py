@@ -98,7 +98,7 @@ def test_every_hyperparameter_is_used_by_the_trial() -> None:
         assert used, f"{field.name} is never read"
 
 
-@pytest.mark.parametrize("name", ["const", "distributed", "adaptive", "local"])
+@pytest.mark.parametrize("name", ["const", "distributed", "adaptive"])
 def test_the_experiments_are_valid(name: str) -> None:
     config = yaml.safe_load((EXPERIMENTS / f"{name}.yaml").read_text())
     values = {}
