@@ -157,9 +157,11 @@ class _LogPrinter:
                 ):
                     self._print(entry)
             except (*_TROUBLE, api.errors.APIException):
-                time.sleep(_POLL_SECONDS)
+                pass  # the next round asks for what this one missed
             if last_round:
                 return
+            # A stream also ends where a trial is paused: the master is not asked without a rest.
+            self._ended.wait(_POLL_SECONDS)
 
     def _print(self, entry: bindings.v1TrialLogsResponse) -> None:
         if entry.id in self._seen:
