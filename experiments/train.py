@@ -44,6 +44,7 @@ from experiments.config import (  # noqa: E402
     read_yaml,
 )
 from experiments.dataset import load_splits  # noqa: E402
+from experiments.devices import DeviceError, require_usable_gpus  # noqa: E402
 from experiments.hparams import HParamError, as_dict, changed_from_default  # noqa: E402
 from experiments.input import SampleError  # noqa: E402
 from experiments.periods import Every  # noqa: E402
@@ -54,6 +55,7 @@ USER_ERRORS = (
     CheckpointError,
     ConfigError,
     DatasetError,
+    DeviceError,
     DivergedError,
     FileNotFoundError,
     HParamError,
@@ -256,6 +258,7 @@ def main(
     logging.getLogger("determined").setLevel(logging.WARNING)
     info = det.get_cluster_info()
     try:
+        require_usable_gpus()
         if info is not None and info.task_type == "TRIAL":
             train_on_cluster(info)
         elif config is None:

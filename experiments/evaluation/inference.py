@@ -15,6 +15,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from experiments.devices import best_device
 from experiments.input import Batch, InputConfig, default_threads
 from model import DetectorConfig, EfficientDet
 
@@ -55,7 +56,7 @@ def open_detector(
 
 def _device(name: str) -> torch.device:
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return best_device()
     try:
         device = torch.device(name)
     except RuntimeError:
