@@ -136,6 +136,7 @@ local-destroy: setup ## Remove the cluster on this machine with all its data (SU
 
 train_on_cluster = $(PY) -m cluster train experiments/$(1).yaml --cluster "$(CLUSTER)" \
     $(foreach overlay,$(OVERLAY),--overlay "$(overlay)") \
+    $(if $(filter-out coco,$(DATASET)),--dataset "$(DATASET)") \
     $(foreach setting,$(HPARAMS),--config 'hyperparameters.$(setting)') $(ARGS)
 
 .PHONY: train-const

@@ -31,6 +31,7 @@ PACKAGES = [
     "nfs-kernel-server",
     "nftables",
     "python3-apt",
+    "python3-libtorrent",
     "python3-requests",
 ]
 # Release -> keyring and archives, as lines of sources.list; {m} stands for the mirror.

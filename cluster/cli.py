@@ -69,6 +69,9 @@ def train_command(
     overlays: Annotated[
         list[Path] | None, typer.Option("--overlay", help="A file of changes; may be repeated.")
     ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Another data set beside the cluster's own, by its name.")
+    ] = None,
     changes: Annotated[
         list[str] | None, typer.Option("--config", help="One change: key.inner=value.")
     ] = None,
@@ -76,7 +79,7 @@ def train_command(
 ) -> None:
     """Submit an experiment and follow it to its end; fail unless it COMPLETED."""
     connection = load_connection(cluster)
-    arguments = config_arguments(_data_settings(connection))
+    arguments = config_arguments(_data_settings(connection, dataset))
     arguments += overlay_arguments(overlays or [])
     for change in changes or []:
         arguments += ["--config", change]
@@ -118,13 +121,18 @@ def report_command(
     console.print(f"The report is in {readme}", highlight=False, soft_wrap=True)
 
 
-def _data_settings(connection: Connection) -> dict[str, Any]:
-    """Where the cluster's hosts have the data set, and the version that a trial must find there."""
+def _data_settings(connection: Connection, dataset: str | None) -> dict[str, Any]:
+    """Where the cluster's hosts have a data set, and the version that a trial must find there."""
+    folder = connection.data
+    if dataset is not None:
+        if Path(dataset).name != dataset:
+            raise ClusterError(f"DATASET={dataset} is a path; give the name that it was packed as")
+        folder = str(Path(folder).parent / dataset)
     settings: dict[str, Any] = {}
-    if connection.data != DATA_IN_TRIALS:
-        mount = {"host_path": connection.data, "container_path": DATA_IN_TRIALS, "read_only": True}
+    if folder != DATA_IN_TRIALS:
+        mount = {"host_path": folder, "container_path": DATA_IN_TRIALS, "read_only": True}
         settings["bind_mounts"] = [mount]
-    version = connection.data_version
+    version = connection.versions.get(folder)
     if version is not None:
         settings["data"] = {"version": version}
     return settings

@@ -9,15 +9,19 @@ playbook (NAME is main), readable by its owner only:
     certificate: /path/to/ca.pem        # where TLS is used with a private authority
     template: name of the Determined template that holds what belongs to the cluster
     data: /data/coco                    # the data set's folder on the cluster's hosts
-    data_version: 44c949...             # its manifest's version, where it is known
+
+Beside it, `NAME.versions` holds the version of the data set in each folder of the hosts, as
+`make coco-sync` has brought it there:
+
+    /data/coco: 44c949...
 """
 
 import contextlib
 import logging
 import os
 import stat
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import requests
@@ -43,7 +47,8 @@ class Connection:
     template: str
     data: str
     certificate: str | None = None
-    data_version: str | None = None
+    # Folder on the hosts -> the version that a trial must find there.
+    versions: Mapping[str, str] = field(default_factory=dict)
 
     def environment(self) -> dict[str, str]:
         """The variables that make Determined's own command line talk to this cluster."""
@@ -74,6 +79,16 @@ def connection_file(name: str) -> Path:
     return FOLDER / f"{name}.yaml"
 
 
+def _versions_file(name: str) -> Path:
+    return FOLDER / f"{name}.versions"
+
+
+def forget_connection(name: str) -> None:
+    """Remove a cluster's files."""
+    for file in (connection_file(name), _versions_file(name)):
+        file.unlink(missing_ok=True)
+
+
 def load_connection(name: str) -> Connection:
     """Read a cluster's file.
 
@@ -91,16 +106,19 @@ def load_connection(name: str) -> Connection:
     if stat.S_IMODE(file.stat().st_mode) & 0o077:
         raise ClusterError(f"{file} holds a password and can be read by others: chmod 600 {file}")
     content = yaml.safe_load(file.read_text())
+    versions = _versions_file(name)
+    known = yaml.safe_load(versions.read_text()) if versions.is_file() else {}
     try:
-        return Connection(name=name, **content)
+        return Connection(name=name, versions=known, **content)
     except TypeError as error:
         raise ClusterError(f"{file} is not a cluster's file ({error}); write it anew") from error
 
 
 def save_connection(connection: Connection) -> Path:
-    """Write a cluster's file, readable by its owner only; return where."""
+    """Write a cluster's files, readable by their owner only; return where the first one is."""
     content = {key: value for key, value in asdict(connection).items() if value is not None}
     del content["name"]
+    write_secret(_versions_file(connection.name), yaml.safe_dump(dict(content.pop("versions"))))
     file = connection_file(connection.name)
     write_secret(file, yaml.safe_dump(content, sort_keys=False))
     return file

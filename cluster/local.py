@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from cluster import engine
-from cluster.connection import ROOT, Connection, connection_file, save_connection, write_secret
+from cluster.connection import ROOT, Connection, forget_connection, save_connection, write_secret
 from cluster.errors import ClusterError
 from cluster.template import local_template, set_template
 from cocodata import DatasetError
@@ -95,7 +95,7 @@ class LocalCluster:
             password=variables["ADMIN_PASSWORD"],
             template=self.name,
             data=str(data.resolve()),
-            data_version=_data_version(data),
+            versions={str(data.resolve()): version} if (version := _data_version(data)) else {},
         )
         slots_there = wait_for_agents(connection, agents)
         set_template(connection, local_template(image, self.state / "checkpoints"))
@@ -128,7 +128,7 @@ class LocalCluster:
         if self.state.is_dir():
             _remove_tree(self.state)
         self.env_file.unlink(missing_ok=True)
-        connection_file(self.name).unlink(missing_ok=True)
+        forget_connection(self.name)
         console.print("Removed: the containers, the database, the checkpoints and the passwords")
 
     def compose(self, *arguments: str) -> None:

@@ -91,7 +91,6 @@ def _image_exists() -> bool:
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
-@app.command()
 def _own_mirror(release: str) -> str:
     # ansible/ is no package: its name is that of Ansible itself.
     script = Path(__file__).resolve().parents[2] / "ansible" / "bundle.py"
@@ -99,6 +98,7 @@ def _own_mirror(release: str) -> str:
     return mirror
 
 
+@app.command()
 def build() -> None:
     """Make the hosts' image, unless it is there."""
     if _image_exists():

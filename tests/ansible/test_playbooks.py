@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -245,6 +246,27 @@ def test_a_host_that_is_not_in_the_inventory_is_refused() -> None:
     assert outcome.returncode == 1
     assert "'host7' is no agent of" in outcome.stderr
     assert "host1, host2, host3" in outcome.stderr
+
+
+def test_the_offline_bundle_has_what_the_roles_install() -> None:
+    """A host without internet stops at a package that a role installs and the bundle lacks."""
+    bundle = runpy.run_path(str(ROOT / "ansible/bundle.py"))
+    wanted: set[str] = set()
+
+    def look(tasks: Any) -> None:
+        for task in tasks or []:
+            names = (task.get("ansible.builtin.apt") or {}).get("name", [])
+            wanted.update(names.split() if isinstance(names, str) and "{" not in names else [])
+            wanted.update(name for name in names if isinstance(names, list))
+            look(task.get("block"))
+
+    for file in (ROOT / "ansible/roles").glob("*/tasks/*.yml"):
+        look(yaml.safe_load(file.read_text()))
+    for name in ("docker_packages", "docker_tools"):
+        defaults = (ROOT / "ansible/roles/docker/defaults/main.yml").read_text()
+        wanted.update(yaml.safe_load(defaults)[name])
+    assert {"nftables", "python3-libtorrent", "docker.io"} <= wanted
+    assert wanted - set(bundle["PACKAGES"]) == set()
 
 
 def test_taking_a_cluster_down_asks_first() -> None:

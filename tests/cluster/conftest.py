@@ -37,8 +37,26 @@ def _pulled(image: str) -> bool:
     return run.returncode == 0
 
 
+RECOVERIES = pytest.StashKey[dict[str, float | None]]()
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """List how long trials took to go on after each fault."""
+    recoveries = config.stash.get(RECOVERIES, {})
+    if not recoveries:
+        return
+    terminalreporter.section("seconds from the end of a fault to the trial's next report")
+    for fault, seconds in recoveries.items():
+        told = "it had ended" if seconds is None else f"{seconds:.1f}"
+        terminalreporter.write_line(f"{fault}: {told}")
+
+
 @pytest.fixture(scope="session")
-def cluster(mini_coco: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestCluster]:
+def cluster(
+    mini_coco: Path, tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
+) -> Iterator[TestCluster]:
     """A running cluster with one agent of four slots."""
     reason = missing()
     if reason:
@@ -56,6 +74,7 @@ def cluster(mini_coco: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     )
     console = Console()
     testing = TestCluster(local, port, mini_coco, console)
+    pytestconfig.stash[RECOVERIES] = testing.recoveries
     try:
         testing.shape(agents=1, slots=4)
         yield testing

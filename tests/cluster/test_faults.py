@@ -95,7 +95,9 @@ def test_a_part_is_killed_and_comes_back(
     experiment, trial = begin(cluster)
     with stopped(cluster, service, seconds):
         pass
+    back = time.time()
     cluster.wait(experiment)
+    cluster.recovered(trial, f"{service} killed, back after {seconds:.0f} s", back)
     assert_undisturbed(cluster, trial, undisturbed)
 
 
@@ -104,7 +106,9 @@ def test_paused_and_resumed(cluster: TestCluster, undisturbed: Any) -> None:
     experiment.pause()
     cluster.wait_for_state(experiment, ExperimentState.PAUSED)
     experiment.activate()
+    back = time.time()
     cluster.wait(experiment)
+    cluster.recovered(trial, "paused and resumed", back)
     assert_undisturbed(cluster, trial, undisturbed)
 
 
@@ -128,7 +132,9 @@ def test_a_damaged_checkpoint(damage: Any, cluster: TestCluster, undisturbed: An
     (sound, _), (_, newest) = cluster.checkpoints(trial)[-2:]
     damage(newest / "state_dict.pth")
     experiment.activate()
+    back = time.time()
     cluster.wait(experiment)
+    cluster.recovered(trial, f"checkpoint damaged ({damage.__name__})", back)
     logs = cluster.logs_of(trial)
     assert "is damaged" in logs
     assert f"going back to the sound checkpoint of batch {sound}" in logs
@@ -149,7 +155,9 @@ def test_a_rank_is_killed(cluster: TestCluster) -> None:
     trial = cluster.trial(experiment)
     cluster.wait_for_batch(trial, FAULT_AT)
     rank_process(2).kill()
+    killed = time.time()
     cluster.wait(experiment)
+    cluster.recovered(trial, "one of four ranks killed", killed)
     expected = outcome(cluster, cluster.trial(straight))
     assert_undisturbed(cluster, trial, expected)
     assert trial.id != cluster.trial(straight).id
@@ -173,7 +181,9 @@ def test_a_full_checkpoint_storage(cluster: TestCluster, undisturbed: Any, tmp_p
 
         subprocess.run(["mount", "-o", "remount,size=400M", str(small)], check=True)
         cluster.determined("experiment", "continue", str(experiment.id))
+        back = time.time()
         cluster.wait(experiment)
+        cluster.recovered(trial, "checkpoint storage full, and room again", back)
         assert_undisturbed(cluster, trial, undisturbed, small)
     finally:
         subprocess.run(["umount", "--lazy", str(small)], check=True)

@@ -40,6 +40,8 @@ class TestCluster:
     console: Console
     connection: Connection = field(init=False)
     master: Determined = field(init=False)
+    # Fault -> seconds until the trial's next report; None if it had nothing left to report.
+    recoveries: dict[str, float | None] = field(default_factory=dict)
     _shape: tuple[int, int] | None = None
 
     def shape(self, *, agents: int, slots: int) -> None:
@@ -85,7 +87,7 @@ class TestCluster:
             changes: More changes to the file; those of mappings are merged.
         """
         overlay: dict[str, Any] = {
-            "data": {"version": self.connection.data_version},
+            "data": {"version": self.connection.versions[str(self.data)]},
             "bind_mounts": [
                 {
                     "host_path": str(self.data),
@@ -176,6 +178,18 @@ class TestCluster:
             }
             for entry in trial.iter_metrics(group)
         ]
+
+    def recovered(self, trial: Trial, fault: str, since: float) -> None:
+        """Note how long after a fault's end a trial's first report came that counts.
+
+        Args:
+            trial: One that has ended.
+            fault: What happened to it.
+            since: When what had failed was there again, in seconds of the epoch.
+        """
+        times = [entry.end_time.timestamp() for entry in trial.iter_metrics("training")]
+        after = [each - since for each in times if each > since]
+        self.recoveries[fault] = min(after, default=None)
 
     def determined(self, *arguments: str) -> str:
         """Run a command of Determined's own command line."""

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from cluster import connection, engine
+from cluster.cli import _data_settings
 from cluster.connection import ROOT, Connection, load_connection, save_connection
 from cluster.errors import ClusterError
 from cluster.local import LocalCluster, make_password, read_env
@@ -109,7 +110,7 @@ def test_no_engine_is_a_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
 
 def test_connections_are_kept_secret_and_read_back() -> None:
-    saved = connection_to(8080, data_version="44c9", certificate="/ca.pem")
+    saved = connection_to(8080, versions={"/data/coco": "44c9"}, certificate="/ca.pem")
     file = save_connection(saved)
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert load_connection("here") == saved
@@ -117,6 +118,19 @@ def test_connections_are_kept_secret_and_read_back() -> None:
     file.chmod(0o644)
     with pytest.raises(ClusterError, match="chmod 600"):
         load_connection("here")
+
+
+def test_a_data_set_is_named_by_its_folder_and_version() -> None:
+    """The configured one needs no mount; another lies beside it, under its own name."""
+    versions = {"/data/coco": "44c9", "/data/shapes": "77aa"}
+    connection = connection_to(8080, data="/data/coco", versions=versions)
+    assert _data_settings(connection, None) == {"data": {"version": "44c9"}}
+    (mount,) = _data_settings(connection, "shapes")["bind_mounts"]
+    assert (mount["host_path"], mount["container_path"]) == ("/data/shapes", "/data/coco")
+    assert _data_settings(connection, "shapes")["data"] == {"version": "77aa"}
+    assert "data" not in _data_settings(connection, "unknown")
+    with pytest.raises(ClusterError, match="is a path"):
+        _data_settings(connection, "../shapes")
 
 
 def test_an_unknown_cluster_is_a_message() -> None:
