@@ -13,11 +13,13 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
+import yaml
 from rich.console import Console
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,6 +35,13 @@ PACKAGES = [
     "python3-apt",
     "python3-libtorrent",
     "python3-requests",
+]
+# What lets containers have GPUs, from NVIDIA's own archive.
+TOOLKIT = [
+    "libnvidia-container-tools",
+    "libnvidia-container1",
+    "nvidia-container-toolkit",
+    "nvidia-container-toolkit-base",
 ]
 # Release -> keyring and archives, as lines of sources.list; {m} stands for the mirror.
 DEBIAN = "/usr/share/keyrings/debian-archive-keyring.gpg"
@@ -124,8 +133,34 @@ def own_mirror(release: str, apt: Path = Path("/etc/apt")) -> str:
     raise BundleError(f"this machine's apt knows no archive of {release}: name one with --mirror")
 
 
-def download_packages(release: str, file: Path, mirror: str = "") -> None:
-    """Write a package archive for a release: the roles' packages and all that they depend on."""
+def toolkit_repository() -> str:
+    """Return where the roles' settings say that NVIDIA's container toolkit comes from."""
+    settings = yaml.safe_load((ROOT / "ansible/group_vars/all.yml").read_text())
+    return str(settings["nvidia_toolkit_repository"])
+
+
+def toolkit_source(repository: str, key: Path) -> str:
+    """Fetch the key of NVIDIA's archive, or of a mirror of it; return its line of sources.list."""
+    url = re.sub(r"/stable/deb/?$", "", repository) + "/gpgkey"
+    try:
+        with urllib.request.urlopen(url, timeout=60) as answer:  # noqa: S310
+            key.write_bytes(answer.read())
+    except OSError as error:
+        raise BundleError(
+            f"{url}: {error}. Name a mirror with --toolkit-repository, or leave GPUs out: --no-gpus"
+        ) from error
+    return f"deb [signed-by={key}] {repository.rstrip('/')}/amd64 /"
+
+
+def download_packages(release: str, file: Path, mirror: str = "", toolkit: str = "") -> None:
+    """Write a package archive for a release: the roles' packages and all that they depend on.
+
+    Args:
+        release: The release of the hosts.
+        file: The archive to write.
+        mirror: A mirror of the release; empty takes this machine's own.
+        toolkit: NVIDIA's archive of its container toolkit; empty leaves it out.
+    """
     keyring, lines = RELEASES[release]
     mirror = mirror or own_mirror(release)
     if not Path(keyring).exists():
@@ -140,6 +175,10 @@ def download_packages(release: str, file: Path, mirror: str = "") -> None:
         # As if nothing were installed, so that nothing is left out that a host may lack.
         (apt / "state/status").touch()
         sources = [f"deb [signed-by={keyring}] " + line.format(m=mirror) for line in lines]
+        packages = list(PACKAGES)
+        if toolkit:
+            sources.append(toolkit_source(toolkit, apt / "etc/nvidia.asc"))
+            packages += TOOLKIT
         (apt / "etc/sources.list").write_text("\n".join(sources) + "\n")
         (apt / "apt.conf").write_text(
             f'Dir::Etc "{apt}/etc"; Dir::State "{apt}/state"; Dir::Cache "{apt}/cache";\n'
@@ -149,7 +188,7 @@ def download_packages(release: str, file: Path, mirror: str = "") -> None:
         )
         config = f"--config-file={apt / 'apt.conf'}"
         _run("apt-get", config, "--quiet", "update")
-        _run("apt-get", config, "--quiet", "--yes", "--download-only", "install", *PACKAGES)
+        _run("apt-get", config, "--quiet", "--yes", "--download-only", "install", *packages)
         archives = apt / "cache/archives"
         debs = sorted(archives.glob("*.deb"))
         (archives / "Packages").write_text("\n".join(_stanzas(config, debs)))
@@ -178,11 +217,16 @@ def _stanzas(config: str, debs: list[Path]) -> Iterator[str]:
 
 @app.command()
 def make(
+    *,
     out: Annotated[Path, typer.Option(help="The bundle's folder")] = Path("offline-bundle"),
     release: Annotated[
         list[str] | None, typer.Option(help="A release of the hosts: bookworm, jammy, noble")
     ] = None,
     mirror: Annotated[str, typer.Option(help="A mirror of the release's archive")] = "",
+    gpus: Annotated[bool, typer.Option(help="Gather what hosts with NVIDIA GPUs need")] = True,
+    repository: Annotated[
+        str, typer.Option("--toolkit-repository", help="A mirror of NVIDIA's archive")
+    ] = "",
     packages_only: Annotated[
         bool, typer.Option("--packages-only", help="Leave wheels and images as they are")
     ] = False,
@@ -193,7 +237,8 @@ def make(
     for name in release or ["bookworm"]:
         if name not in RELEASES:
             raise BundleError(f"{name} is no release that is known: {', '.join(RELEASES)}")
-        download_packages(name, out / f"packages/{name}.tar", mirror)
+        toolkit = (repository or toolkit_repository()) if gpus else ""
+        download_packages(name, out / f"packages/{name}.tar", mirror, toolkit)
     if not packages_only:
         download_wheels(out / "wheels")
         save_images(out / "images")

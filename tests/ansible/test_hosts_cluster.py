@@ -8,6 +8,7 @@ image's place; then nothing is trained. The tests build on each other, in this o
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -88,15 +89,37 @@ def _changed(recap: str) -> dict[str, int]:
     return {host: int(count) for host, count in found}
 
 
-def _copy_data(host: str) -> None:
-    """Put the mini COCO onto a host, as coco-sync would."""
-    if not (ROOT / "data/mini-coco/manifest.json").is_file():
-        for command in (["mini", "data/mini-coco"], ["manifest", "data/mini-coco"]):
-            subprocess.run([sys.executable, "-m", "cocodata", *command], cwd=ROOT, check=True)
-    subprocess.run(["docker", "exec", host, "mkdir", "-p", "/data"], check=True)
-    subprocess.run(
-        ["docker", "cp", "--quiet", "data/mini-coco", f"{host}:/data/coco"], cwd=ROOT, check=True
+@pytest.fixture(scope="module")
+def packed(mini_coco: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a packed data set: real images where COCO_TINY names some."""
+    folder = tmp_path_factory.mktemp("dataset")
+    source = Path(os.environ.get("COCO_TINY") or mini_coco)
+    data = folder / "coco"
+    shutil.copytree(source, data, ignore=shutil.ignore_patterns("README*", "manifest.json"))
+    subprocess.run(["chmod", "-R", "u+w", str(data)], check=True)
+    for command in (["verify", data], ["pack", data, folder / "packed", "--name", "coco"]):
+        subprocess.run([sys.executable, "-m", "cocodata", *command], cwd=ROOT, check=True)
+    return folder / "packed"
+
+
+def _sync(cluster: Hosts, packed: Path) -> dict[str, int]:
+    """Bring the data set to the hosts as `make coco-sync` does; return the counts of changes."""
+    started = time.monotonic()
+    outcome = subprocess.run(
+        [
+            str(Path(sys.executable).with_name("ansible-playbook")),
+            *("--inventory", str(cluster.inventory), "--extra-vars", f"coco_packed={packed}"),
+            "ansible/coco-sync.yml",
+        ],
+        cwd=ROOT,
+        env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible/ansible.cfg")},
+        capture_output=True,
+        text=True,
+        check=False,
     )
+    assert outcome.returncode == 0, outcome.stdout + outcome.stderr
+    print(f"coco-sync: {time.monotonic() - started:.0f} s")
+    return _changed(outcome.stdout)
 
 
 def test_up_from_bare_hosts(cluster: Hosts) -> None:
@@ -117,9 +140,15 @@ def test_check_mode_on_a_provisioned_cluster(cluster: Hosts) -> None:
     assert set(_changed(recap).values()) == {0}
 
 
+def test_the_data_set_comes_to_all_hosts_and_only_once(cluster: Hosts, packed: Path) -> None:
+    assert min(_sync(cluster, packed).values()) > 0
+    assert set(_sync(cluster, packed).values()) == {0}
+    versions = {host["data"]["version"] for host in cluster.status()["hosts"]}
+    (seal,) = packed.glob("coco/seal*.json")
+    assert versions == {json.loads(seal.read_text())["version"]}
+
+
 def test_the_doctor_is_green(cluster: Hosts) -> None:
-    for host in ("host1", "host2", "host3"):
-        _copy_data(host)
     outcome = cluster.run("doctor", "--json")
     checks = json.loads(outcome.stdout)["checks"]
     failed = {check["name"] for check in checks if not check["ok"]}
@@ -172,7 +201,18 @@ def test_training_over_two_hosts(cluster: Hosts) -> None:
     assert cluster.status()["experiments"][0]["state"] == "COMPLETED"
 
 
-def test_a_fourth_host_touches_only_itself_and_the_master(cluster: Hosts) -> None:
+@needs_task_image
+def test_a_host_with_another_version_of_the_data_set_is_named(cluster: Hosts) -> None:
+    """The trial stops before its first batch."""
+    output, _ = (training := _train("data.version=another", "max_restarts=0")).communicate()
+    assert training.returncode != 0
+    told = " ".join(output.split())
+    assert "the experiment is for another" in told
+    assert re.search(r"host[123]", told)
+    assert cluster.status()["experiments"][0]["state"] == "ERROR"
+
+
+def test_a_fourth_host_touches_only_itself_and_the_master(cluster: Hosts, packed: Path) -> None:
     test_hosts.start(4)
     cluster.agents["host4"] = {"ansible_host": "10.77.0.14"}
     cluster.write()
@@ -182,6 +222,9 @@ def test_a_fourth_host_touches_only_itself_and_the_master(cluster: Hosts) -> Non
     changed.pop("host1")
     assert set(changed.values()) == {0}
     assert sum(host["slots"] for host in cluster.status()["hosts"]) == 8
+    synced = _sync(cluster, packed)
+    assert synced.pop("host4") > 0
+    assert set(synced.values()) == {0}
 
 
 def test_a_host_is_drained_and_removed(cluster: Hosts) -> None:
@@ -242,6 +285,31 @@ def test_upgrade_restarts_only_what_is_new(cluster: Hosts) -> None:
     recap = cluster.succeed("upgrade")
     changed = _changed(recap)
     assert (changed["host2"], changed["host3"]) == (0, 0)
+
+
+def test_upgrade_drains_and_restarts_one_host_after_the_other(cluster: Hosts) -> None:
+    """To an agent's image that differs in a label."""
+    versions = (line.partition("=") for line in (ROOT / "versions.env").read_text().splitlines())
+    agent = next(value for name, _, value in versions if name == "AGENT_IMAGE")
+    dockerfile = f"FROM {agent}\nLABEL test=newer\n"
+    newer = "test-agent:newer"
+    build = ["docker", "build", "--quiet", "--tag", newer, "-"]
+    subprocess.run(build, input=dockerfile, text=True, check=True, capture_output=True)
+    cluster.content["all"]["vars"]["agent_image"] = newer
+    cluster.write()
+    recap = cluster.succeed("upgrade")
+    assert min(_changed(recap).values()) > 0
+    order = re.findall(
+        r"TASK \[drain : Give the host no more trials\].*?(host\d)", recap, re.DOTALL
+    )
+    assert order == ["host1", "host2", "host3"]
+    identity = ["docker", "image", "inspect", "--format={{.Id}}", newer]
+    wanted = subprocess.run(identity, capture_output=True, text=True, check=True).stdout
+    running = ["inspect", "--format={{.Image}}", "determined-agent"]
+    for host in order:
+        found = ["docker", "exec", host, "docker", *running]
+        assert subprocess.run(found, capture_output=True, text=True, check=True).stdout == wanted
+    assert [host["enabled"] for host in cluster.status()["hosts"]] == [True] * 3
 
 
 def test_down_leaves_clean_hosts_and_keeps_the_data(cluster: Hosts) -> None:

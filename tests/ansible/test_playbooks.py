@@ -267,6 +267,20 @@ def test_the_offline_bundle_has_what_the_roles_install() -> None:
         wanted.update(yaml.safe_load(defaults)[name])
     assert {"nftables", "python3-libtorrent", "docker.io"} <= wanted
     assert wanted - set(bundle["PACKAGES"]) == set()
+    toolkit = (ROOT / "ansible/roles/nvidia/tasks/toolkit.yml").read_text()
+    assert all(f"'{name}'" in toolkit for name in bundle["TOOLKIT"])
+
+
+def test_the_toolkit_comes_from_nvidia_or_a_mirror(tmp_path: Path) -> None:
+    bundle = runpy.run_path(str(ROOT / "ansible/bundle.py"))
+    assert bundle["toolkit_repository"]().startswith("https://nvidia.github.io/")
+    (tmp_path / "gpgkey").write_text("the key")
+    key = tmp_path / "nvidia.asc"
+    source = bundle["toolkit_source"](f"file://{tmp_path}/stable/deb", key)
+    assert source == f"deb [signed-by={key}] file://{tmp_path}/stable/deb/amd64 /"
+    assert key.read_text() == "the key"
+    with pytest.raises(bundle["BundleError"], match="--no-gpus"):
+        bundle["toolkit_source"](f"file://{tmp_path}/missing/stable/deb", key)
 
 
 def test_taking_a_cluster_down_asks_first() -> None:
