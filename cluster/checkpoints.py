@@ -9,7 +9,6 @@ from determined.experimental.client import Checkpoint, Determined
 
 from cluster.connection import Connection, explained
 from cluster.errors import ClusterError
-from experiments.checkpoint import CheckpointError, verify_digests
 
 
 def fetch(connection: Connection, what: str, folder: Path) -> Path:
@@ -23,6 +22,9 @@ def fetch(connection: Connection, what: str, folder: Path) -> Path:
     Raises:
         ClusterError: There is no such checkpoint, or its files cannot be had or are damaged.
     """
+    # Here, and not for every command: it brings torch in, which takes seconds.
+    from experiments.checkpoint import CheckpointError, verify_digests
+
     cluster = connection.login()
     with explained(connection):
         checkpoint = _find(cluster, what)

@@ -13,7 +13,6 @@ from cluster.errors import ClusterError
 from cluster.follow import follow
 from cluster.local import LocalCluster
 from cluster.overlays import config_arguments, overlay_arguments
-from cluster.report import experiment_numbers, write_report
 from cluster.submit import submit
 from experiments.progress import print_error
 
@@ -91,9 +90,16 @@ def train_command(
 
 
 @app.command("overlay")
-def overlay_command(files: list[Path]) -> None:
+def overlay_command(
+    files: list[Path],
+    *,
+    cluster: Annotated[
+        str | None, typer.Option("--cluster", help="Add where this cluster has its data set.")
+    ] = None,
+) -> None:
     """Print overlays as arguments of `det experiment create`."""
-    print(shlex.join(overlay_arguments(files)))
+    arguments = config_arguments(_data_settings(load_connection(cluster), None)) if cluster else []
+    print(shlex.join([*arguments, *overlay_arguments(files)]))
 
 
 @app.command("fetch")
@@ -116,6 +122,9 @@ def report_command(
     out: Annotated[Path, typer.Option(help="Folder of the report.")] = ROOT / "runs" / "report",
 ) -> None:
     """Write what experiments have reported as tables, plots and CSV."""
+    # Here, and not for every command: plots and tables bring torch in, which takes seconds.
+    from cluster.report import experiment_numbers, write_report
+
     numbers = experiment_numbers(experiments)
     readme = write_report(load_connection(cluster), numbers, out)
     console.print(f"The report is in {readme}", highlight=False, soft_wrap=True)

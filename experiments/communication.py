@@ -2,11 +2,14 @@
 
 import importlib.util
 import os
+import time
 from typing import Any, Protocol
 
 import torch
 from determined import core, horovod
 from torch import Tensor
+
+_POLL_SECONDS = 1e-4
 
 
 class Communicator(Protocol):
@@ -124,7 +127,17 @@ class HorovodCommunicator:
 
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
         """The sum over the ranks, as a new tensor."""
-        return self._hvd.allreduce(tensor, op=self._hvd.Sum, name=self._name("sum", tensor))
+        handle = self._hvd.allreduce_async(tensor, op=self._hvd.Sum, name=self._name("sum", tensor))
+        return self._result(handle, tensor)
+
+    def _result(self, handle: int, tensor: Tensor) -> Tensor:
+        """Wait for a collective of a tensor; return what came of it."""
+        # Horovod waits by yielding in a loop. Where ranks share cores, that takes them from the
+        # threads that do the work, and synchronized batch norm waits some hundred times a batch.
+        while not (tensor.is_cuda or self._hvd.poll(handle)):
+            time.sleep(_POLL_SECONDS)
+        result: Tensor = self._hvd.synchronize(handle)
+        return result
 
     def broadcast_(self, tensors: list[Tensor]) -> None:
         """Overwrite the tensors with rank 0's."""

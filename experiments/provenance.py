@@ -5,8 +5,6 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
-import torch
-
 _ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -32,6 +30,8 @@ def versions() -> dict[str, str]:
 
 def device() -> str:
     """The name of this machine's GPU, or its processor's kind where it has none."""
+    import torch  # here, so that commands that only want the commit start at once
+
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"CPU ({platform.processor() or platform.machine()})"

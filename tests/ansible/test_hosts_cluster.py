@@ -151,6 +151,9 @@ def test_the_data_set_comes_to_all_hosts_and_only_once(cluster: Hosts, packed: P
 def test_the_doctor_is_green(cluster: Hosts) -> None:
     outcome = cluster.run("doctor", "--json")
     checks = json.loads(outcome.stdout)["checks"]
+    for check in checks:
+        print(f"{check['host']}: {check['name']}: {check['message']}")
+    print(cluster.run("status").stdout)
     failed = {check["name"] for check in checks if not check["ok"]}
     assert failed <= ({"all-reduce"} if SMALL_IMAGE else set()), failed
     assert "all-reduce" in {check["name"] for check in checks}

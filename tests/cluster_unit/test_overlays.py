@@ -1,5 +1,9 @@
 """Overlays reach Determined's own command line as what they say."""
 
+import os
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -60,3 +64,18 @@ def test_files_that_are_no_overlays_are_refused(tmp_path: Path) -> None:
 )
 def test_the_overlays_of_this_project_arrive(file: Path) -> None:
     assert parsed(overlay_arguments([file])) == yaml.safe_load(file.read_text())
+
+
+def test_overlays_are_printed_for_a_person_who_set_no_path() -> None:
+    """As the README has it: nothing but the environment's Python."""
+    file = "experiments/overlays/mini.yaml"
+    variables = {name: text for name, text in os.environ.items() if name != "PYTHONPATH"}
+    run = subprocess.run(
+        [sys.executable, "-m", "cluster", "overlay", file],
+        cwd=ROOT,
+        env=variables,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert parsed(shlex.split(run.stdout)) == yaml.safe_load((ROOT / file).read_text())
