@@ -2,7 +2,8 @@
 
 Takes half an hour on two cores and, with the task image, 35 GB of disk, so it runs only where
 TEST_HOSTS=yes asks for it (`make test-hosts`). TEST_HOSTS_IMAGE names a small image in the task
-image's place; then nothing is trained. The tests build on each other, in this order.
+image's place; then nothing is trained. TEST_HOSTS_BUNDLE names an offline bundle; then the hosts
+reach nothing but each other. The tests build on each other, in this order.
 """
 
 import json
@@ -23,6 +24,7 @@ from tests.ansible import hosts as test_hosts
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL_IMAGE = os.environ.get("TEST_HOSTS_IMAGE", "")
+BUNDLE = os.environ.get("TEST_HOSTS_BUNDLE", "")
 NAME = "test-hosts"
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(3600)]
@@ -38,6 +40,8 @@ class Hosts:
         self.content: dict[str, Any] = yaml.safe_load(text)
         if SMALL_IMAGE:
             self.content["all"]["vars"]["task_image"] = SMALL_IMAGE
+        if BUNDLE:
+            self.content["all"]["vars"]["offline_bundle"] = str(Path(BUNDLE).resolve())
         self.write()
 
     @property
@@ -79,7 +83,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
     reason = test_hosts.why_unavailable()
     if reason:
         pytest.skip(reason)
-    with test_hosts.hosts(3):
+    with test_hosts.hosts(3, internet=not BUNDLE):
         yield Hosts(tmp_path_factory.mktemp("hosts"))
 
 
@@ -216,7 +220,7 @@ def test_a_host_with_another_version_of_the_data_set_is_named(cluster: Hosts) ->
 
 
 def test_a_fourth_host_touches_only_itself_and_the_master(cluster: Hosts, packed: Path) -> None:
-    test_hosts.start(4)
+    test_hosts.start(4, internet=not BUNDLE)
     cluster.agents["host4"] = {"ansible_host": "10.77.0.14"}
     cluster.write()
     recap = cluster.succeed("up")
