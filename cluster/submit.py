@@ -6,9 +6,11 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from determined.cli import ntsc
 
+from cluster.capacity import require_capacity
 from cluster.connection import ROOT, Connection
 from cluster.errors import ClusterError
 from cluster.overlays import config_arguments
@@ -17,10 +19,13 @@ from experiments.config import ConfigError, parse_config, read_yaml
 from experiments.hparams import HParamError
 
 
-def require_sound(config: Path, arguments: Sequence[str]) -> None:
+def require_sound(config: Path, arguments: Sequence[str]) -> dict[str, Any]:
     """See that the trial will take an experiment's settings, before anything is submitted.
 
     Of a search only the file is looked at: its trials refuse values of their own.
+
+    Returns:
+        The experiment's configuration with its changes.
 
     Raises:
         ClusterError: A setting is refused; the message lists all that are.
@@ -32,6 +37,7 @@ def require_sound(config: Path, arguments: Sequence[str]) -> None:
             parse_config(content)
     except (ConfigError, HParamError, ValueError) as error:
         raise ClusterError(f"{config}: {error}") from error
+    return dict(content)
 
 
 def submit(connection: Connection, config: Path, arguments: Sequence[str]) -> int:
@@ -43,9 +49,11 @@ def submit(connection: Connection, config: Path, arguments: Sequence[str]) -> in
         arguments: Changes to it: `--config` and `key.inner=value` in turn.
 
     Raises:
-        ClusterError: The file is missing or unsound, or the master refuses the experiment.
+        ClusterError: The file is missing or unsound, the cluster is too small for it, or the
+            master refuses the experiment.
     """
-    require_sound(config, arguments)
+    content = require_sound(config, arguments)
+    require_capacity(connection, int((content.get("resources") or {}).get("slots_per_trial", 1)))
     # This interpreter's own det, whatever is on the PATH.
     command = [sys.executable, "-m", "determined.cli", "experiment", "create"]
     command += [str(config), str(ROOT), "--template", connection.template, *arguments]

@@ -78,9 +78,11 @@ def plot_speed(workloads: Mapping[str, Sequence[ScalingPoint]]) -> Figure:
                 axes.annotate(
                     f"{point.speed.median:.3g}"
                     + (f" ({point.efficiency:.0%})" if len(slots) > 1 else ""),
-                    (point.slots, point.speed.median),
-                    xytext=(7, -11),
+                    # Above the bar: the line to the next point goes to the right.
+                    (point.slots, point.speed.high),
+                    xytext=(0, 5),
                     textcoords="offset points",
+                    ha="center",
                     color=color,
                     fontsize=9,
                     annotation_clip=False,
