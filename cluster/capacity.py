@@ -1,8 +1,8 @@
 """Whether a cluster can ever place a trial of so many slots.
 
 Determined's master takes an experiment that no set of its agents can run, and leaves it in the
-queue for good. Its rule (master/internal/rm/agentrm/fitting.go): a trial gets slots of one agent, or
-all slots of several agents that have the same number of them.
+queue for good. Its rule (master/internal/rm/agentrm/fitting.go): a trial gets slots of one agent,
+or all slots of several agents that have the same number of them.
 """
 
 from collections import Counter
