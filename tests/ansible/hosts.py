@@ -6,6 +6,7 @@ is made once by debootstrap (as root), from the mirror that DEBIAN_MIRROR names.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import re
@@ -50,6 +51,10 @@ HOST_OPTIONS = [
     "--tmpfs=/tmp",
     "--stop-signal=SIGRTMIN+3",
 ]
+
+# Enough for the data sets of nine hosts: loop devices are the kernel's, which all hosts share.
+LOOP_DEVICES = 32
+_LOOP_CTL_ADD = 0x4C80  # linux/loop.h
 
 app = typer.Typer(add_completion=False, help=__doc__, no_args_is_help=True)
 
@@ -182,10 +187,23 @@ def start(number: int, *, internet: bool = True) -> str:
         f"--volume={SHARED_VOLUME}:/mnt/shared",
         "--label=test-hosts",
         *HOST_OPTIONS,
+        *_loop_devices(),
         IMAGE,
     )
     _admit(name, key)
     return name
+
+
+def _loop_devices() -> list[str]:
+    """Return the options that let a host mount images of file systems, as a machine can."""
+    control = Path("/dev/loop-control")
+    if os.geteuid() == 0 and control.exists():
+        with control.open("rb") as device:
+            for number in range(LOOP_DEVICES):
+                with contextlib.suppress(FileExistsError):
+                    fcntl.ioctl(device, _LOOP_CTL_ADD, number)
+    devices = [control, *(Path(f"/dev/loop{number}") for number in range(LOOP_DEVICES))]
+    return [f"--device={device}" for device in devices if device.exists()]
 
 
 def _network(internet: bool) -> None:
