@@ -145,8 +145,11 @@ def _disks(probe: Mapping[str, Any], host: str, settings: Mapping[str, Any]) -> 
     taken: dict[int, float] = defaultdict(float)
     for name, path, gigabytes, setting in wanted:
         disk = probe["disks"][path]
-        there = probe["provisioned"] if name == "disk for images" else disk["exists"]
-        needs = 1.0 if there else float(gigabytes)
+        if name == "disk for images":
+            needs = 1.0 if probe["provisioned"] else float(gigabytes)
+        else:
+            # What coco-sync brought is a mounted image, which has no room of its own.
+            needs = 0.0 if disk["exists"] else float(gigabytes)
         free = disk["free"] / GIB - taken[disk["device"]]
         taken[disk["device"]] += needs
         checks.append(

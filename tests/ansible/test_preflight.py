@@ -148,6 +148,15 @@ def test_all_faults_are_named_at_once(checks: ModuleType) -> None:
     assert names == ["architecture", "privileges", "memory", "port 8443"]
 
 
+def test_a_data_set_that_is_there_needs_no_room(checks: ModuleType) -> None:
+    """A sealed one is a mounted image, and those are always full."""
+
+    def sealed(probe: dict[str, Any]) -> None:
+        probe["disks"]["/data/coco"].update(exists=True, free=0)
+
+    assert _failed(checks, sealed) == []
+
+
 def test_folders_of_one_disk_share_its_room(checks: ModuleType) -> None:
     def one_disk(probe: dict[str, Any]) -> None:
         for disk in probe["disks"].values():
