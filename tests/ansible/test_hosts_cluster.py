@@ -255,7 +255,8 @@ def test_a_host_is_drained_and_removed(cluster: Hosts) -> None:
 
 @needs_task_image
 def test_a_host_dies_in_the_middle_of_training(cluster: Hosts) -> None:
-    training = _train("hyperparameters.epochs=40")
+    # Evaluated at its end only.
+    training = _train("hyperparameters.epochs=16", "min_validation_period.epochs=16")
     try:
         victim = _busy_agent(cluster, training)
         subprocess.run(["docker", "kill", victim], check=True, capture_output=True)
