@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import requests
 from rich.console import Console
 
 from cluster import engine
@@ -117,14 +118,18 @@ class LocalCluster:
         engine.require_engine()
         if not self.env_file.is_file():
             raise ClusterError(f"no cluster was started here: there is no {self.env_file.name}")
+        cluster_id = self._cluster_id()
         self.compose("down", "--remove-orphans")
+        _remove_tasks(cluster_id)
         console.print("Stopped. make local-up starts it again; make local-destroy removes its data")
 
     def destroy(self, console: Console) -> None:
         """Remove it with its database, checkpoints and passwords."""
         engine.require_engine()
         if self.env_file.is_file():
+            cluster_id = self._cluster_id()
             self.compose("down", "--volumes", "--remove-orphans")
+            _remove_tasks(cluster_id)
         if self.state.is_dir():
             _remove_tree(self.state)
         self.env_file.unlink(missing_ok=True)
@@ -134,6 +139,15 @@ class LocalCluster:
     def compose(self, *arguments: str) -> None:
         """Run a compose command on this cluster."""
         engine.compose(arguments, folder=str(ROOT), variables=read_env(self.env_file))
+
+    def _cluster_id(self) -> str | None:
+        """What the running master calls itself; None if it does not answer."""
+        port = read_env(self.env_file).get("MASTER_PORT", "8080")
+        try:
+            answer = requests.get(f"http://127.0.0.1:{port}/info", timeout=5)
+            return str(answer.json()["cluster_id"])
+        except (requests.exceptions.RequestException, ValueError, KeyError):
+            return None
 
     def _write_env(self, image: str, *, port: int, slots: int) -> dict[str, str]:
         """Write the compose file's variables; passwords that are there already are kept."""
@@ -207,6 +221,19 @@ def wait_for_agents(connection: Connection, agents: int, *, seconds: float = 60.
                 "docker compose logs agent"
             )
         time.sleep(0.5)
+
+
+def _remove_tasks(cluster_id: str | None) -> None:
+    """Remove the containers of a cluster's trials, which outlive their agent to be found again.
+
+    A trial that was running goes on from its checkpoint when the cluster is started again.
+    """
+    if cluster_id is None:
+        return
+    label = f"label=ai.determined.container.cluster={cluster_id}"
+    containers = engine.docker("ps", "--all", "--quiet", "--filter", label).split()
+    if containers:
+        engine.docker("rm", "--force", *containers)
 
 
 def _remove_tree(folder: Path) -> None:

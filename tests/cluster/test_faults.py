@@ -60,7 +60,8 @@ def assert_undisturbed(
     assert launched.differences(state, undisturbed[0]) == []
     assert training == undisturbed[1]
     assert validation == undisturbed[2]
-    deadline = time.monotonic() + 30
+    # The collection of the experiment's checkpoints may be at work.
+    deadline = time.monotonic() + 120
     while cluster.task_containers() and time.monotonic() < deadline:
         time.sleep(1)
     assert cluster.task_containers() == []
@@ -109,6 +110,16 @@ def test_paused_and_resumed(cluster: TestCluster, undisturbed: Any) -> None:
     back = time.time()
     cluster.wait(experiment)
     cluster.recovered(trial, "paused and resumed", back)
+    assert_undisturbed(cluster, trial, undisturbed)
+
+
+def test_the_cluster_is_stopped_and_started(cluster: TestCluster, undisturbed: Any) -> None:
+    """Under a trial: its container goes too, and the trial goes on when all is there again."""
+    experiment, trial = begin(cluster)
+    cluster.restart()
+    back = time.time()
+    cluster.wait(experiment)
+    cluster.recovered(trial, "cluster stopped and started", back)
     assert_undisturbed(cluster, trial, undisturbed)
 
 

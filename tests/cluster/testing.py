@@ -50,6 +50,8 @@ class TestCluster:
             return
         if self._shape is not None:
             # Agents keep their names, and the master what it knows of them: new ones are clearer.
+            # Without them, nobody would remove the container of a checkpoint collection.
+            self.wait_for_no_tasks()
             self.local.compose("rm", "--stop", "--force", "agent")
             self._wait_for_no_agents()
         self.connection = self.local.up(
@@ -57,6 +59,15 @@ class TestCluster:
         )
         self.master = self.connection.login()
         self._shape = (agents, slots)
+
+    def restart(self) -> None:
+        """Stop the cluster as `make local-down` does, see that nothing runs, and start it again."""
+        assert self._shape is not None
+        self.local.down(self.console)
+        assert self.task_containers() == []
+        agents, slots = self._shape
+        self._shape = None
+        self.shape(agents=agents, slots=slots)
 
     def _wait_for_no_agents(self) -> None:
         self._wait_until(lambda: not bindings.get_GetAgents(self.session).agents, 60)
@@ -230,5 +241,6 @@ class TestCluster:
 
     def task_containers(self) -> list[str]:
         """Trial containers that run on this engine for this cluster's agents."""
-        rows = self.docker("ps", "--filter", "label=ai.determined.container.id", "--quiet")
+        label = "label=ai.determined.container.id"
+        rows = self.docker("ps", "--all", "--filter", label, "--quiet")
         return rows.split()
