@@ -291,7 +291,7 @@ def test_everything_returns_after_a_reboot(cluster: Hosts) -> None:
 def test_backup_and_restore(cluster: Hosts) -> None:
     before = [row["id"] for row in cluster.status()["experiments"]]
     printed = cluster.succeed("backup")
-    found = re.search(r"(\S+\.dump) holds the", printed)
+    found = re.search(r"([^\s'\"]+\.dump) holds the", printed)
     assert found
     cluster.succeed("restore", "--file", found[1])
     assert [row["id"] for row in cluster.status()["experiments"]] == before
