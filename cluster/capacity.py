@@ -39,7 +39,11 @@ def require_capacity(connection: Connection, slots: int) -> None:
     if not possible:
         raise ClusterError(
             f"no agent is connected to {connection.master} and enabled, so no trial can run: "
-            f"{'make local-up' if connection.name == 'local' else 'make cluster-status'} tells more"
+            + (
+                "make local-up starts one"
+                if connection.name == "local"
+                else "see make cluster-status"
+            )
         )
     each = ", ".join(
         f"{count} with {size}" for size, count in sorted(Counter(sizes).items(), reverse=True)

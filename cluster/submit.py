@@ -53,7 +53,9 @@ def submit(connection: Connection, config: Path, arguments: Sequence[str]) -> in
             master refuses the experiment.
     """
     content = require_sound(config, arguments)
-    require_capacity(connection, int((content.get("resources") or {}).get("slots_per_trial", 1)))
+    slots = (content.get("resources") or {}).get("slots_per_trial", 1)
+    if isinstance(slots, int):  # what is no number, the master refuses with its own words
+        require_capacity(connection, slots)
     # This interpreter's own det, whatever is on the PATH.
     command = [sys.executable, "-m", "determined.cli", "experiment", "create"]
     command += [str(config), str(ROOT), "--template", connection.template, *arguments]

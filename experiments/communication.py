@@ -128,10 +128,6 @@ class HorovodCommunicator:
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
         """The sum over the ranks, as a new tensor."""
         handle = self._hvd.allreduce_async(tensor, op=self._hvd.Sum, name=self._name("sum", tensor))
-        return self._result(handle, tensor)
-
-    def _result(self, handle: int, tensor: Tensor) -> Tensor:
-        """Wait for a collective of a tensor; return what came of it."""
         # Horovod waits by yielding in a loop. Where ranks share cores, that takes them from the
         # threads that do the work, and synchronized batch norm waits some hundred times a batch.
         while not (tensor.is_cuda or self._hvd.poll(handle)):
