@@ -57,7 +57,7 @@ def pytest_terminal_summary(
 def cluster(
     mini_coco: Path, tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
 ) -> Iterator[TestCluster]:
-    """A running cluster with one agent of four slots."""
+    """A running cluster."""
     reason = missing()
     if reason:
         pytest.skip(reason)
@@ -80,3 +80,9 @@ def cluster(
         yield testing
     finally:
         local.destroy(console)
+
+
+@pytest.fixture(autouse=True)
+def _one_agent(cluster: TestCluster) -> None:
+    """Each test begins with one agent of four slots, whatever the one before it left."""
+    cluster.shape(agents=1, slots=4)

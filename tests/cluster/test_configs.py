@@ -53,11 +53,8 @@ def test_ranks_give_the_losses_of_one_process(cluster: TestCluster, tmp_path: Pa
     cluster.wait(one)
     cluster.wait(horovod)
     cluster.shape(agents=2, slots=2)
-    try:
-        over_two = cluster.submit("distributed", entrypoint=TORCH, **short)
-        cluster.wait(over_two)
-    finally:
-        cluster.shape(agents=1, slots=4)
+    over_two = cluster.submit("distributed", entrypoint=TORCH, **short)
+    cluster.wait(over_two)
     expected = losses(cluster.reports(cluster.trial(one), "training"))
     assert len(expected) == 20
     for many in (horovod, over_two):

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from determined.common.api import bindings
 from determined.experimental import Determined
 from determined.experimental.client import CheckpointState, Experiment, ExperimentState, Trial
 from rich.console import Console
@@ -49,11 +48,7 @@ class TestCluster:
         if self._shape == (agents, slots):
             return
         if self._shape is not None:
-            # Agents keep their names, and the master what it knows of them: new ones are clearer.
-            # Without them, nobody would remove the container of a checkpoint collection.
-            self.wait_for_no_tasks()
-            self.local.compose("rm", "--stop", "--force", "agent")
-            self._wait_for_no_agents()
+            self._stop()
         self.connection = self.local.up(
             self.console, data=self.data, agents=agents, slots=slots, port=self.port
         )
@@ -63,14 +58,16 @@ class TestCluster:
     def restart(self) -> None:
         """Stop the cluster as `make local-down` does, see that nothing runs, and start it again."""
         assert self._shape is not None
-        self.local.down(self.console)
-        assert self.task_containers() == []
         agents, slots = self._shape
-        self._shape = None
+        self._stop()
         self.shape(agents=agents, slots=slots)
 
-    def _wait_for_no_agents(self) -> None:
-        self._wait_until(lambda: not bindings.get_GetAgents(self.session).agents, 60)
+    def _stop(self) -> None:
+        # Not the agents alone: a checkpoint collection that the master starts meanwhile, some
+        # time after its experiment's end, would leave a container that nobody removes.
+        self.local.down(self.console)
+        self._shape = None
+        assert self.task_containers() == []
 
     @property
     def session(self) -> Any:
