@@ -220,7 +220,7 @@ offline-bundle: setup ## Gather all that hosts without internet need (OUT=offlin
 	@$(PY) ansible/bundle.py make --out "$(or $(OUT),offline-bundle)" $(ARGS)
 
 .PHONY: test-hosts
-test-hosts: setup ## Test a cluster's whole life on hosts in containers (half an hour, 35 GB)
+test-hosts: setup ## Test a cluster's whole life on hosts in containers (45 minutes, 35 GB)
 	@TEST_HOSTS=yes $(PY) tools/run_tests.py --no-lint -m cluster tests/ansible
 
 .PHONY: test

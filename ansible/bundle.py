@@ -102,6 +102,7 @@ def save_images(folder: Path) -> None:
         command = ["zstd", "--quiet", "--threads=0", "--force", "-o", str(beside)]
         packed = subprocess.run(command, stdin=save.stdout, check=False).returncode
         if save.wait() or packed:
+            beside.unlink(missing_ok=True)
             raise BundleError(f"{name} could not be saved: is it built or pulled (docker images)?")
         beside.replace(file)
 
@@ -215,6 +216,20 @@ def _stanzas(config: str, debs: list[Path]) -> Iterator[str]:
         raise BundleError(f"apt describes no {', '.join(name for name, _ in files)}")
 
 
+def write_manifest(bundle: Path) -> list[int]:
+    """Write the digests of a bundle's files beside them; return the files' sizes in bytes."""
+    files = sorted(path for path in bundle.rglob("*") if path.is_file() and path.name[0] != ".")
+    entries: dict[str, dict[str, int | str]] = {
+        str(path.relative_to(bundle)): {"size": path.stat().st_size, "sha256": sha256(path)}
+        for path in files
+        if path.name != MANIFEST
+    }
+    beside = bundle / f".{MANIFEST}.partial"
+    beside.write_text(json.dumps({"files": entries}, indent=1))
+    beside.replace(bundle / MANIFEST)
+    return [path.stat().st_size for path in files if path.name != MANIFEST]
+
+
 @app.command()
 def make(
     *,
@@ -242,15 +257,8 @@ def make(
     if not packages_only:
         download_wheels(out / "wheels")
         save_images(out / "images")
-    files = sorted(path for path in out.rglob("*") if path.is_file() and path.name[0] != ".")
-    entries: dict[str, dict[str, int | str]] = {
-        str(path.relative_to(out)): {"size": path.stat().st_size, "sha256": sha256(path)}
-        for path in files
-        if path.name != MANIFEST
-    }
-    (out / MANIFEST).write_text(json.dumps({"files": entries}, indent=1))
-    size = sum(path.stat().st_size for path in files) / 1e9
-    console.print(f"[bold]{out}: {len(entries)} files, {size:.2f} GB[/]")
+    sizes = write_manifest(out)
+    console.print(f"[bold]{out}: {len(sizes)} files, {sum(sizes) / 1e9:.2f} GB[/]")
 
 
 @app.command()

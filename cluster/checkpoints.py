@@ -4,11 +4,25 @@ import shutil
 import uuid
 from pathlib import Path
 
+from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[import-untyped]
+from determined import errors
 from determined.common import api
 from determined.experimental.client import Checkpoint, Determined
 
 from cluster.connection import Connection, explained
 from cluster.errors import ClusterError
+
+# Collected meanwhile, not where Determined says it is, or in an object store that refuses us.
+NOT_TO_BE_HAD = (
+    api.errors.APIException,
+    errors.CheckpointNotFound,
+    errors.CheckpointStateException,
+    errors.MultipleDownloadsFailed,
+    errors.NoDirectStorageAccess,
+    errors.ProxiedDownloadFailed,
+    BotoCoreError,
+    ClientError,
+)
 
 
 def fetch(connection: Connection, what: str, folder: Path) -> Path:
@@ -35,7 +49,7 @@ def fetch(connection: Connection, what: str, folder: Path) -> Path:
         shutil.rmtree(beside, ignore_errors=True)
         try:
             checkpoint.download(str(beside))
-        except (OSError, api.errors.APIException, RuntimeError) as error:
+        except (OSError, RuntimeError, *NOT_TO_BE_HAD) as error:
             raise ClusterError(
                 f"checkpoint {checkpoint.uuid} cannot be brought here: {error}"
             ) from error

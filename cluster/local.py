@@ -98,6 +98,7 @@ class LocalCluster:
             data=str(data.resolve()),
             versions={str(data.resolve()): version} if (version := _data_version(data)) else {},
         )
+        self._remember_cluster_id()
         slots_there = wait_for_agents(connection, agents)
         set_template(connection, local_template(image, self.state / "checkpoints"))
         file = save_connection(connection)
@@ -141,13 +142,21 @@ class LocalCluster:
         engine.compose(arguments, folder=str(ROOT), variables=read_env(self.env_file))
 
     def _cluster_id(self) -> str | None:
-        """What the running master calls itself; None if it does not answer."""
+        """What the master calls itself, or did when it last answered; None if it never has."""
+        self._remember_cluster_id()
+        file = self.state / "cluster_id"
+        return file.read_text().strip() if file.is_file() else None
+
+    def _remember_cluster_id(self) -> None:
+        # Its label is on the containers of trials, which must be found without the master too.
         port = read_env(self.env_file).get("MASTER_PORT", "8080")
         try:
             answer = requests.get(f"http://127.0.0.1:{port}/info", timeout=5)
-            return str(answer.json()["cluster_id"])
+            cluster_id = str(answer.json()["cluster_id"])
         except (requests.exceptions.RequestException, ValueError, KeyError):
-            return None
+            return
+        self.state.mkdir(parents=True, exist_ok=True)
+        (self.state / "cluster_id").write_text(f"{cluster_id}\n")
 
     def _write_env(self, image: str, *, port: int, slots: int) -> dict[str, str]:
         """Write the compose file's variables; passwords that are there already are kept."""

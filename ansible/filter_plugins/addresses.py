@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 
@@ -27,6 +27,43 @@ def networks_of(networks: Iterable[str], version: int) -> list[str]:
     return [str(network) for network in dict.fromkeys(parsed) if network.version == version]
 
 
+def own_networks(facts: Mapping[str, Any], address: str) -> list[str]:
+    """Return the network by which the cluster reaches a host, as CIDR.
+
+    It is that of the interface with the host's address in the cluster. Where no interface has it (a
+    name, an address behind NAT), it is that of the default route, and without one (a host that has
+    no way out) those of all interfaces to the outside.
+
+    Args:
+        facts: What Ansible knows of the host.
+        address: The host's cluster_address.
+    """
+    found = dict(_networks(facts))
+    if address in found:
+        return [found[address]]
+    default = (facts.get("default_ipv4") or {}).get("address")
+    if default in found:
+        return [found[default]]
+    return list(dict.fromkeys(found.values()))
+
+
+def _networks(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Give each address of the interfaces to the outside with its network."""
+    for name in facts.get("interfaces", ()):
+        if name == "lo" or name.startswith(("docker", "br-", "veth")):
+            continue
+        # Ansible's facts have underscores where names of interfaces have hyphens.
+        interface = facts.get(name) or facts.get(name.replace("-", "_")) or {}
+        first = [interface["ipv4"]] if interface.get("ipv4") else []
+        for each in (*first, *interface.get("ipv4_secondaries", ())):
+            network = ipaddress.ip_network(f"{each['address']}/{each['netmask']}", strict=False)
+            yield each["address"], str(network)
+        for each in interface.get("ipv6", ()):
+            if each.get("scope") != "link":
+                network = ipaddress.ip_network(f"{each['address']}/{each['prefix']}", strict=False)
+                yield each["address"], str(network)
+
+
 def _version(host: str) -> int | None:
     try:
         return ipaddress.ip_address(host).version
@@ -43,4 +80,5 @@ class FilterModule:
             "bracketed": bracketed,
             "subject_names": subject_names,
             "networks_of": networks_of,
+            "own_networks": own_networks,
         }

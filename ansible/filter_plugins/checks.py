@@ -281,6 +281,47 @@ def cluster_checks(probes: Mapping[str, Mapping[str, Any]], different: bool) -> 
     return [check("all", "equal GPU counts", False, f"GPUs: {listed}", remedy)]
 
 
+STORAGES = ("mount", "nfs", "s3")
+
+
+def storage_checks(settings: Mapping[str, Any]) -> list[Check]:
+    """Judge what the inventory says of the storage of checkpoints.
+
+    Args:
+        settings: storage (checkpoint_storage), path (checkpoint_path), s3 (checkpoint_s3) and keys:
+            file of a key -> whether it is there.
+    """
+    storage, path, s3 = settings["storage"], str(settings["path"]), settings["s3"]
+    problems = []
+    if storage not in STORAGES:
+        problems.append(
+            (f"{storage!r} is no kind of it", f"checkpoint_storage: one of {', '.join(STORAGES)}")
+        )
+    elif storage != "s3" and not path.startswith("/"):
+        problems.append((f"{path!r} is no absolute path", "set checkpoint_path to one"))
+    elif storage == "s3":
+        url = s3.get("endpoint_url") or ""
+        if not s3.get("bucket"):
+            problems.append(("no bucket is named", "set checkpoint_s3: {bucket: ..., ...}"))
+        if url and not url.startswith(("http://", "https://")):
+            problems.append(
+                (f"endpoint_url {url!r} is no URL", "begin it with https:// or http://")
+            )
+        missing = [file for file, there in settings["keys"].items() if not there]
+        if len(missing) == 1:
+            problems.append(
+                (
+                    "one of the two keys is missing",
+                    f"write it into {missing[0]}, or remove the other one",
+                )
+            )
+    if not problems:
+        return [check("all", "checkpoint storage", True, f"{storage} is well described")]
+    return [
+        check("all", "checkpoint storage", False, message, remedy) for message, remedy in problems
+    ]
+
+
 def failed(checks: Iterable[Check]) -> list[Check]:
     """Return the checks that failed."""
     return [found for found in checks if not found["ok"]]
@@ -306,6 +347,7 @@ class FilterModule:
             "host_checks": host_checks,
             "unreached": unreached,
             "cluster_checks": cluster_checks,
+            "storage_checks": storage_checks,
             "failed_checks": failed,
             "check_lines": check_lines,
         }

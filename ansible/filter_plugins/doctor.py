@@ -196,19 +196,24 @@ def _read_rate(host: str, read: Mapping[str, Any], settings: Mapping[str, Any]) 
     ]
 
 
+STORAGE_REMEDIES = {
+    "mount": "mount the same storage at {place} on every host, or set checkpoint_storage",
+    "nfs": "see that the host reaches the master's NFS server, then mount {place}",
+    "s3": "see that the host reaches checkpoint_s3.endpoint_url, and that the keys may use {place}",
+}
+
+
 def _storage(host: str, storage: Mapping[str, Any], settings: Mapping[str, Any]) -> list[Check]:
-    if settings["storage"] == "s3":
-        return []
     shared = storage.get("rc") == 0
-    path = settings["checkpoint_path"]
-    reason = str(storage.get("stderr") or storage.get("msg") or "not tried").strip()
+    place = settings["storage_place"]
+    reason = str(storage.get("reason") or "not tried")
     return [
         checks.check(
             host,
             "checkpoint storage",
             shared,
-            f"{path} is shared and writable" if shared else f"{path}: {reason}",
-            f"mount the same storage at {path} on every host, or set checkpoint_storage",
+            f"{place} is shared and writable" if shared else f"{place}: {reason}",
+            STORAGE_REMEDIES[settings["storage"]].format(place=place),
         )
     ]
 

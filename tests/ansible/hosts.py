@@ -27,6 +27,10 @@ ROOT = Path(__file__).resolve().parents[2]
 STATE = ROOT / ".cache/test-hosts"
 NETWORK = "test-hosts"
 SUBNET = "10.77.0.0/24"
+# This machine on their network.
+GATEWAY = "10.77.0.1"
+PROXY_PORT = 8888
+PROXY_URL = f"http://{GATEWAY}:{PROXY_PORT}"
 SHARED_VOLUME = "test-hosts-shared"
 USER = "admin"
 # What a machine has after a minimal installation of Debian with "SSH server" chosen.
@@ -166,7 +170,8 @@ def _wait(what: str, seconds: float, command: list[str]) -> str:
         time.sleep(0.5)
 
 
-def _address(number: int) -> str:
+def address(number: int) -> str:
+    """Return the address of host<number>."""
     return SUBNET.replace(".0/24", f".{10 + number}")
 
 
@@ -182,7 +187,7 @@ def start(number: int, *, internet: bool = True) -> str:
         f"--name={name}",
         f"--hostname={name}",
         f"--network={NETWORK}",
-        f"--ip={_address(number)}",
+        f"--ip={address(number)}",
         f"--volume={name}-docker:/var/lib/docker",
         f"--volume={SHARED_VOLUME}:/mnt/shared",
         "--label=test-hosts",
@@ -227,12 +232,12 @@ def _admit(name: str, key: Path) -> None:
     number = int(name.removeprefix("host"))
     known = STATE / "known_hosts"
     lines = known.read_text().splitlines() if known.exists() else []
-    address = _address(number)
-    lines = [line for line in lines if not line.startswith(f"{address} ")]
-    known.write_text("\n".join([*lines, f"{address} {' '.join(host_key)}"]) + "\n")
+    own = address(number)
+    lines = [line for line in lines if not line.startswith(f"{own} ")]
+    known.write_text("\n".join([*lines, f"{own} {' '.join(host_key)}"]) + "\n")
     options = [f"UserKnownHostsFile={known}", "BatchMode=yes", "ConnectTimeout=5"]
     command = ["ssh", "-i", str(key), *(f"-o{option}" for option in options)]
-    _wait(f"SSH to {name}", 300, [*command, f"{USER}@{address}", "true"])
+    _wait(f"SSH to {name}", 300, [*command, f"{USER}@{own}", "true"])
 
 
 def names() -> list[str]:
@@ -270,7 +275,7 @@ def up(
     present = names()
     for number in range(1, count + 1):
         if f"host{number}" not in present:
-            print(start(number, internet=internet), _address(number), flush=True)
+            print(start(number, internet=internet), address(number), flush=True)
 
 
 @app.command()
@@ -292,6 +297,28 @@ def hosts(count: int, *, internet: bool = True) -> Iterator[list[str]]:
         yield names()
     finally:
         down()
+
+
+@contextlib.contextmanager
+def proxy(folder: Path) -> Iterator[None]:
+    """Run a proxy on this machine that hosts without internet reach; its log is in the folder."""
+    config = folder / "tinyproxy.conf"
+    config.write_text(
+        f"Port {PROXY_PORT}\nListen {GATEWAY}\nAllow {SUBNET}\nTimeout 600\nMaxClients 200\n"
+        "LogLevel Info\nUser nobody\nGroup nogroup\nDisableViaHeader Yes\n"
+    )
+    with (folder / "proxy.log").open("w") as log:
+        running = subprocess.Popen(["tinyproxy", "-d", "-c", str(config)], stdout=log, stderr=log)
+        try:
+            yield
+        finally:
+            running.terminate()
+            running.wait(60)
+
+
+def proxy_log(folder: Path) -> str:
+    """Return what the proxy of that folder was asked for."""
+    return (folder / "proxy.log").read_text()
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ DOCTOR_SETTINGS = {
     "cluster_image": "sha256:image",
     "read_mb_per_s": 50,
     "storage": "mount",
-    "checkpoint_path": "/mnt/shared",
+    "storage_place": "/mnt/shared",
     "data_path": "/data/coco",
     "firewall": True,
     "local": False,

@@ -1,11 +1,13 @@
 """A cluster's whole life on test hosts: from bare machines to bare machines.
 
-Takes half an hour on two cores and, with the task image, 35 GB of disk, so it runs only where
+Takes 45 minutes on two cores and, with the task image, 35 GB of disk, so it runs only where
 TEST_HOSTS=yes asks for it (`make test-hosts`). TEST_HOSTS_IMAGE names a small image in the task
 image's place; then nothing is trained. TEST_HOSTS_BUNDLE names an offline bundle; then the hosts
-reach nothing but each other. The tests build on each other, in this order.
+reach nothing but each other. TEST_HOSTS_PROXY=yes gives them a proxy as their only way out. The
+tests build on each other, in this order.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -20,11 +22,14 @@ from typing import Any
 import pytest
 import yaml
 
+from tests import object_store as object_stores
 from tests.ansible import hosts as test_hosts
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL_IMAGE = os.environ.get("TEST_HOSTS_IMAGE", "")
 BUNDLE = os.environ.get("TEST_HOSTS_BUNDLE", "")
+PROXY = os.environ.get("TEST_HOSTS_PROXY", "") == "yes"
+INTERNET = not BUNDLE and not PROXY
 NAME = "test-hosts"
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(3600)]
@@ -42,6 +47,9 @@ class Hosts:
             self.content["all"]["vars"]["task_image"] = SMALL_IMAGE
         if BUNDLE:
             self.content["all"]["vars"]["offline_bundle"] = str(Path(BUNDLE).resolve())
+        if PROXY:
+            url = test_hosts.PROXY_URL
+            self.content["all"]["vars"]["proxy"] = {"http_proxy": url, "https_proxy": url}
         self.write()
 
     @property
@@ -79,12 +87,18 @@ class Hosts:
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
     if os.environ.get("TEST_HOSTS") != "yes":
-        pytest.skip("takes half an hour and 35 GB of disk; make test-hosts runs it")
+        pytest.skip("takes 45 minutes and 35 GB of disk; make test-hosts runs it")
     reason = test_hosts.why_unavailable()
+    if reason is None and PROXY and shutil.which("tinyproxy") is None:
+        reason = "tinyproxy is not installed"
     if reason:
         pytest.skip(reason)
-    with test_hosts.hosts(3, internet=not BUNDLE):
-        yield Hosts(tmp_path_factory.mktemp("hosts"))
+    folder = tmp_path_factory.mktemp("hosts")
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(test_hosts.hosts(3, internet=INTERNET))
+        if PROXY:
+            stack.enter_context(test_hosts.proxy(folder))
+        yield Hosts(folder)
 
 
 def _changed(recap: str) -> dict[str, int]:
@@ -137,6 +151,13 @@ def test_up_from_bare_hosts(cluster: Hosts) -> None:
     assert status["master"]["answers"]
     assert [host["slots"] for host in status["hosts"]] == [2, 2, 2]
     assert len({host["image"] for host in status["hosts"]}) == 1
+
+
+@pytest.mark.skipif(not PROXY, reason="TEST_HOSTS_PROXY=yes puts a proxy before the hosts")
+def test_the_proxy_was_asked_for_packages_and_for_no_host(cluster: Hosts) -> None:
+    asked = test_hosts.proxy_log(cluster.inventory.parent)
+    assert ".deb" in asked
+    assert test_hosts.SUBNET.rpartition(".")[0] not in asked.replace(test_hosts.PROXY_URL, "")
 
 
 def test_second_converge_changes_nothing(cluster: Hosts) -> None:
@@ -227,7 +248,7 @@ def test_a_host_with_another_version_of_the_data_set_is_named(cluster: Hosts) ->
 
 
 def test_a_fourth_host_touches_only_itself_and_the_master(cluster: Hosts, packed: Path) -> None:
-    test_hosts.start(4, internet=not BUNDLE)
+    test_hosts.start(4, internet=INTERNET)
     cluster.agents["host4"] = {"ansible_host": "10.77.0.14"}
     cluster.write()
     recap = cluster.succeed("up")
@@ -295,6 +316,48 @@ def test_backup_and_restore(cluster: Hosts) -> None:
     assert found
     cluster.succeed("restore", "--file", found[1])
     assert [row["id"] for row in cluster.status()["experiments"]] == before
+
+
+def test_checkpoints_in_an_object_store(cluster: Hosts, packed: Path) -> None:
+    """A cluster moves its storage there, and trials of two hosts write to it."""
+    if reason := object_stores.why_unavailable():
+        pytest.skip(reason)
+    settings = cluster.content["all"]["vars"]
+    keys = [ROOT / f".secrets/{NAME}/s3_{kind}_key" for kind in ("access", "secret")]
+    with object_stores.object_store(test_hosts.NETWORK, test_hosts.address(90)) as store:
+        settings["checkpoint_storage"] = "s3"
+        settings["checkpoint_s3"] = {"bucket": store.bucket, "endpoint_url": store.url}
+        cluster.write()
+        try:
+            for file, key in zip(keys, (store.access_key, store.secret_key), strict=True):
+                file.write_text(key)
+                file.chmod(0o600)
+            if SMALL_IMAGE:
+                # Without the client of a store: preflight and the master's settings only.
+                refused = cluster.run("up")
+                assert f"s3://{store.bucket}" in refused.stdout + refused.stderr
+                return
+            cluster.succeed("up")
+            assert set(_changed(cluster.succeed("up")).values()) == {0}
+            doctor = json.loads(cluster.run("doctor", "--json").stdout)["checks"]
+            stored = [check for check in doctor if check["name"] == "checkpoint storage"]
+            assert [check["ok"] for check in stored] == [True] * 3
+            assert not store.names()
+            output, _ = (training := _train()).communicate()
+            assert training.returncode == 0, output
+            assert any(name.endswith("state_dict.pth") for name in store.names())
+
+            keys[1].write_text("wrong")
+            refused = cluster.run("up")
+            assert refused.returncode != 0
+            assert "SignatureDoesNotMatch" in refused.stdout + refused.stderr
+            assert store.access_key not in refused.stdout + refused.stderr
+        finally:
+            for file in keys:
+                file.unlink(missing_ok=True)
+            del settings["checkpoint_storage"], settings["checkpoint_s3"]
+            cluster.write()
+            cluster.succeed("up")
 
 
 def test_upgrade_restarts_only_what_is_new(cluster: Hosts) -> None:

@@ -120,6 +120,9 @@ def test_master_configuration(rendered: Path) -> None:
     assert defaults["image"] == "trial:1"
     assert defaults["network_mode"] == "host"
     assert "http_proxy=http://proxy:3128" in defaults["environment_variables"]
+    (around,) = [each for each in defaults["environment_variables"] if each.startswith("no_proxy=")]
+    # The cluster's own hosts, whatever the inventory says.
+    assert {"10.0.0.0/8", "localhost", "10.0.0.2", "fd00::3"} <= set(around[9:].split(","))
     password = master["security"]["initial_user_password"]
     assert len(password) == 24
     file = rendered / "secrets/main/admin_password"
@@ -129,10 +132,13 @@ def test_master_configuration(rendered: Path) -> None:
 
 
 def test_s3_keys_come_from_the_secrets(rendered: Path) -> None:
-    storage = _yaml(rendered, "s3", "plain", "master.yaml")["checkpoint_storage"]
+    master = _yaml(rendered, "s3", "plain", "master.yaml")
+    storage = master["checkpoint_storage"]
     assert storage["type"] == "s3"
     assert storage["endpoint_url"] == "http://s"
     assert (storage["access_key"], storage["secret_key"]) == ("s3_access_key", "s3_secret_key")
+    variables = master["task_container_defaults"]["environment_variables"]
+    assert "AWS_REQUEST_CHECKSUM_CALCULATION=when_required" in variables
 
 
 def test_agents_have_gpus_or_processor_slots(rendered: Path) -> None:

@@ -219,3 +219,35 @@ def test_the_probe_tells_ports_apart(host_probe: ModuleType) -> None:
     assert refused["resolved"]
     unknown = host_probe.reach({"name": "x", "address": "no-such-host.invalid", "port": 22})
     assert not unknown["resolved"]
+
+
+STORAGE: dict[str, Any] = {
+    "storage": "s3",
+    "path": "/mnt/shared",
+    "s3": {"bucket": "b", "endpoint_url": "https://s:9000"},
+    "keys": {"s3_access_key": True, "s3_secret_key": True},
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({}, []),
+        # The hosts' own rights.
+        ({"keys": {"s3_access_key": False, "s3_secret_key": False}}, []),
+        ({"keys": {"s3_access_key": True, "s3_secret_key": False}}, ["one of the two keys"]),
+        ({"s3": {}}, ["no bucket"]),
+        ({"s3": {"endpoint_url": "s:9000"}}, ["no bucket", "'s:9000' is no URL"]),
+        ({"storage": "tape"}, ["'tape' is no kind"]),
+        ({"storage": "mount", "path": "shared"}, ["'shared' is no absolute path"]),
+        ({"storage": "mount", "s3": {}}, []),
+    ],
+)
+def test_how_the_storage_is_described(
+    checks: ModuleType, changes: dict[str, Any], told: list[str]
+) -> None:
+    found = checks.failed(checks.storage_checks({**STORAGE, **changes}))
+    assert len(found) == len(told)
+    for check, words in zip(found, told, strict=True):
+        assert words in check["message"]
+        assert check["remedy"]

@@ -12,7 +12,10 @@ import psutil
 import pytest
 from determined.experimental.client import Experiment, ExperimentState, Trial
 
+from cluster.checkpoints import fetch
+from cluster.errors import ClusterError
 from experiments.checkpoint import verify_digests
+from tests import object_store as object_stores
 from tests.cluster.testing import TestCluster
 from tests.experiments import launched
 
@@ -116,6 +119,8 @@ def test_paused_and_resumed(cluster: TestCluster, undisturbed: Any) -> None:
 def test_the_cluster_is_stopped_and_started(cluster: TestCluster, undisturbed: Any) -> None:
     """Under a trial: its container goes too, and the trial goes on when all is there again."""
     experiment, trial = begin(cluster)
+    # Not even the master is there to be asked for its trials.
+    cluster.docker("kill", cluster.container("master"))
     cluster.restart()
     back = time.time()
     cluster.wait(experiment)
@@ -172,6 +177,35 @@ def test_a_rank_is_killed(cluster: TestCluster) -> None:
     expected = outcome(cluster, cluster.trial(straight))
     assert_undisturbed(cluster, trial, expected)
     assert trial.id != cluster.trial(straight).id
+
+
+def test_checkpoints_in_an_object_store(
+    cluster: TestCluster, undisturbed: Any, tmp_path: Path
+) -> None:
+    """Resumed from there after a pause, collected there, and brought here from there."""
+    reason = object_stores.why_unavailable()
+    if reason:
+        pytest.skip(reason)
+    with object_stores.object_store(f"{cluster.local.project}_master") as store:
+        experiment = cluster.submit("const", **LENGTH, checkpoint_storage=store.config)
+        trial = cluster.trial(experiment)
+        cluster.wait_for_batch(trial, FAULT_AT)
+        _, oldest = cluster.checkpoints(trial)[0]
+        experiment.pause()
+        cluster.wait_for_state(experiment, ExperimentState.PAUSED)
+        experiment.activate()
+        back = time.time()
+        cluster.wait(experiment)
+        cluster.recovered(trial, "paused and resumed, checkpoints in an object store", back)
+        _, newest = cluster.checkpoints(trial)[-1]
+        fetch(cluster.connection, newest.name, tmp_path)
+        assert_undisturbed(cluster, trial, undisturbed, tmp_path)
+        kept = {folder.name for _, folder in cluster.checkpoints(trial)}
+        # Beside the files of TensorBoard.
+        files = [name for name in store.names() if "/tensorboard/" not in name]
+        assert {name.partition("/")[0] for name in files} == kept
+        with pytest.raises(ClusterError, match="STATE_DELETED"):
+            fetch(cluster.connection, oldest.name, tmp_path)
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="mounting a small file system needs root")

@@ -1,0 +1,79 @@
+"""Images out of an offline bundle, on a real engine."""
+
+import io
+import runpy
+import secrets
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.connection import ROOT
+
+pytestmark = pytest.mark.cluster
+
+
+@pytest.fixture
+def bundle() -> dict[str, Any]:
+    if shutil.which("zstd") is None:
+        pytest.skip("zstd is not installed")
+    return runpy.run_path(str(ROOT / "ansible/bundle.py"))
+
+
+@pytest.fixture
+def image() -> Iterator[str]:
+    """A small image under a name of its own."""
+    name = f"test-bundle/image:{secrets.token_hex(4)}"
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as tar:
+        file = tarfile.TarInfo("file")
+        file.size = 4096
+        tar.addfile(file, io.BytesIO(secrets.token_bytes(4096)))
+    load = ["docker", "import", "-", name]
+    subprocess.run(load, input=content.getvalue(), check=True, capture_output=True)
+    yield name
+    subprocess.run(["docker", "rmi", "--force", name], capture_output=True, check=False)
+
+
+def identity(image: str) -> str:
+    command = ["docker", "image", "inspect", "--format={{.Id}}", image]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def test_images_go_into_a_bundle_and_come_out(
+    bundle: dict[str, Any], image: str, tmp_path: Path
+) -> None:
+    before = identity(image)
+    (tmp_path / "images").mkdir()
+    bundle["save_images"].__globals__["images"] = lambda: [image]
+    bundle["save_images"](tmp_path / "images")
+    assert len(bundle["write_manifest"](tmp_path)) == 1
+    subprocess.run(["docker", "rmi", image], check=True, capture_output=True)
+    assert identity(image) == ""
+
+    bundle["load"](tmp_path)
+    assert identity(image) == before
+
+
+def test_a_damaged_bundle_is_refused(bundle: dict[str, Any], image: str, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    bundle["save_images"].__globals__["images"] = lambda: [image]
+    bundle["save_images"](tmp_path / "images")
+    bundle["write_manifest"](tmp_path)
+    (file,) = (tmp_path / "images").iterdir()
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(bundle["BundleError"], match="damaged"):
+        bundle["load"](tmp_path)
+
+
+def test_an_image_that_is_not_here_is_named(bundle: dict[str, Any], tmp_path: Path) -> None:
+    bundle["save_images"].__globals__["images"] = lambda: ["test-bundle/none:0"]
+    with pytest.raises(bundle["BundleError"], match="test-bundle/none:0 could not be saved"):
+        bundle["save_images"](tmp_path)
+    assert list(tmp_path.iterdir()) == []
