@@ -37,6 +37,12 @@ def require_sound(config: Path, arguments: Sequence[str]) -> dict[str, Any]:
             parse_config(content)
     except (ConfigError, HParamError, ValueError) as error:
         raise ClusterError(f"{config}: {error}") from error
+    except TypeError as error:
+        # Of the function that merges them, which says no more.
+        raise ClusterError(
+            f"{config}: a change puts a mapping where the file has a plain value, which --config "
+            "cannot do: write it into a copy of the file"
+        ) from error
     return dict(content)
 
 
