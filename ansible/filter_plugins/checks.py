@@ -45,8 +45,8 @@ def host_checks(probe: Mapping[str, Any], host: str, settings: Mapping[str, Any]
         probe: What host_probe returned.
         host: The host's name in the inventory.
         settings: The settings of group_vars/all.yml that bear on it: image_disk_gb, data_disk_gb,
-            docker_data, data_path, memory_gb, clock_offset_seconds, gpus, nvidia_driver_minimum,
-            nvidia_driver_package, ports (name -> number), may_become.
+            docker_data, data_path, coco_store, memory_gb, clock_offset_seconds, gpus,
+            nvidia_driver_minimum, nvidia_driver_package, ports (name -> number), may_become.
     """
     judges: Iterable[Callable[..., list[Check]]] = (
         _system,
@@ -138,7 +138,7 @@ def _memory(probe: Mapping[str, Any], host: str, settings: Mapping[str, Any]) ->
 def _disks(probe: Mapping[str, Any], host: str, settings: Mapping[str, Any]) -> list[Check]:
     wanted = [
         ("disk for images", settings["docker_data"], settings["image_disk_gb"], "image_disk_gb"),
-        ("disk for data", settings["data_path"], settings["data_disk_gb"], "data_disk_gb"),
+        ("disk for data", settings["coco_store"], settings["data_disk_gb"], "data_disk_gb"),
     ]
     checks = []
     # What two folders of one disk need is added up.
@@ -148,8 +148,9 @@ def _disks(probe: Mapping[str, Any], host: str, settings: Mapping[str, Any]) -> 
         if name == "disk for images":
             needs = 1.0 if probe["provisioned"] else float(gigabytes)
         else:
-            # What coco-sync brought is a mounted image, which has no room of its own.
-            needs = 0.0 if disk["exists"] else float(gigabytes)
+            # Brought by coco-sync, or in some other way.
+            there = probe["disks"][settings["data_path"]]["exists"]
+            needs = 0.0 if there else float(gigabytes)
         free = disk["free"] / GIB - taken[disk["device"]]
         taken[disk["device"]] += needs
         checks.append(

@@ -15,7 +15,8 @@ SOUND: dict[str, Any] = {
     "clock_offset": 0.4,
     "disks": {
         "/var/lib/docker": {"exists": True, "at": "/var/lib/docker", "device": 1, "free": 99 * GIB},
-        "/data/coco": {"exists": False, "at": "/", "device": 2, "free": 99 * GIB},
+        "/data/coco": {"exists": False, "at": "/", "device": 3, "free": 0},
+        "/var/lib/coco": {"exists": False, "at": "/var/lib", "device": 2, "free": 99 * GIB},
     },
     "gpus": {"on_bus": 2, "visible": 2, "names": ["H200", "H200"], "driver": "580.65.06"},
     "ports": [22],
@@ -28,6 +29,7 @@ SETTINGS = {
     "data_disk_gb": 60,
     "docker_data": "/var/lib/docker",
     "data_path": "/data/coco",
+    "coco_store": "/var/lib/coco",
     "memory_gb": 8,
     "clock_offset_seconds": 10,
     "gpus": "auto",
@@ -71,7 +73,7 @@ def _set(*path: str, to: Any) -> Callable[[dict[str, Any]], None]:
         (_set("clock_offset", to=-11.0), "clock", "set-ntp true"),
         (_set("clock_offset", to=21.0), "clock", "set-ntp true"),
         (_set("disks", "/var/lib/docker", "free", to=29 * GIB), "disk for images", "image_disk_gb"),
-        (_set("disks", "/data/coco", "free", to=59 * GIB), "disk for data", "data_disk_gb"),
+        (_set("disks", "/var/lib/coco", "free", to=59 * GIB), "disk for data", "data_disk_gb"),
         (_set("gpus", "driver", to="570.10"), "NVIDIA driver", "580 or newer"),
         (_set("gpus", "driver", to=None), "NVIDIA driver", "nvidia_driver_package"),
         (_set("gpus", "visible", to=1), "GPUs", "dmesg"),
@@ -149,10 +151,9 @@ def test_all_faults_are_named_at_once(checks: ModuleType) -> None:
 
 
 def test_a_data_set_that_is_there_needs_no_room(checks: ModuleType) -> None:
-    """A sealed one is a mounted image, and those are always full."""
-
     def sealed(probe: dict[str, Any]) -> None:
-        probe["disks"]["/data/coco"].update(exists=True, free=0)
+        probe["disks"]["/data/coco"].update(exists=True)
+        probe["disks"]["/var/lib/coco"].update(exists=True, free=0)
 
     assert _failed(checks, sealed) == []
 
