@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -47,6 +48,19 @@ def own_networks(facts: Mapping[str, Any], address: str) -> list[str]:
     return list(dict.fromkeys(found.values()))
 
 
+def source_address(destination: str) -> str:
+    """Return the address that this machine has for a destination; sends nothing.
+
+    Without a route there it is the loopback address.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((destination, 9))
+        except OSError:
+            return "127.0.0.1"
+        return str(probe.getsockname()[0])
+
+
 def _networks(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Give each address of the interfaces to the outside with its network."""
     for name in facts.get("interfaces", ()):
@@ -81,4 +95,5 @@ class FilterModule:
             "subject_names": subject_names,
             "networks_of": networks_of,
             "own_networks": own_networks,
+            "source_address": source_address,
         }

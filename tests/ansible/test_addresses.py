@@ -1,7 +1,12 @@
+import ipaddress
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_hosts_in_urls(addresses: ModuleType) -> None:
@@ -66,3 +71,17 @@ def test_a_host_without_a_way_out(addresses: ModuleType) -> None:
     assert addresses.own_networks(facts, "10.9.0.7") == ["10.9.0.0/22"]
     outside = ["192.168.1.0/24", "172.20.0.0/16", "fd00::/64", "10.9.0.0/22"]
     assert addresses.own_networks(facts, "node1") == outside
+
+
+def test_this_machines_own_address(addresses: ModuleType) -> None:
+    assert addresses.source_address("127.0.0.2").startswith("127.")
+    # A network that nobody routes to, and an address that is none.
+    assert addresses.source_address("255.255.255.255") == "127.0.0.1"
+    own = addresses.source_address("192.0.2.1")
+    assert str(ipaddress.IPv4Address(own)) == own
+
+
+def test_the_single_machine_needs_no_facts_for_its_address() -> None:
+    """Most playbooks gather none."""
+    variables = yaml.safe_load((ROOT / "ansible/inventories/single.yml").read_text())["all"]["vars"]
+    assert "ansible_facts" not in str(variables)
