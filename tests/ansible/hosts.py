@@ -316,9 +316,10 @@ def proxy(folder: Path) -> Iterator[None]:
             running.wait(60)
 
 
-def proxy_log(folder: Path) -> str:
-    """Return what the proxy of that folder was asked for."""
-    return (folder / "proxy.log").read_text()
+def proxied(folder: Path) -> list[str]:
+    """Return the URLs, or hosts and ports, that the proxy of that folder was asked for."""
+    log = (folder / "proxy.log").read_text()
+    return re.findall(r"Request \(file descriptor \d+\): [A-Z]+ (\S+)", log)
 
 
 if __name__ == "__main__":
