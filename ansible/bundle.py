@@ -218,16 +218,20 @@ def _stanzas(config: str, debs: list[Path]) -> Iterator[str]:
 
 def write_manifest(bundle: Path) -> list[int]:
     """Write the digests of a bundle's files beside them; return the files' sizes in bytes."""
-    files = sorted(path for path in bundle.rglob("*") if path.is_file() and path.name[0] != ".")
-    entries: dict[str, dict[str, int | str]] = {
-        str(path.relative_to(bundle)): {"size": path.stat().st_size, "sha256": sha256(path)}
-        for path in files
-        if path.name != MANIFEST
+    files = sorted(
+        path
+        for path in bundle.rglob("*")
+        if path.is_file() and path.name[0] != "." and path.name != MANIFEST
+    )
+    sizes = [path.stat().st_size for path in files]
+    entries = {
+        str(path.relative_to(bundle)): {"size": size, "sha256": sha256(path)}
+        for path, size in zip(files, sizes, strict=True)
     }
     beside = bundle / f".{MANIFEST}.partial"
     beside.write_text(json.dumps({"files": entries}, indent=1))
     beside.replace(bundle / MANIFEST)
-    return [path.stat().st_size for path in files if path.name != MANIFEST]
+    return sizes
 
 
 @app.command()

@@ -32,18 +32,24 @@ def require_sound(config: Path, arguments: Sequence[str]) -> dict[str, Any]:
     """
     changes = arguments[1::2]  # each after its --config
     try:
-        content = ntsc.parse_config_overrides(read_yaml(config), changes)
+        content = _changed(config, changes)
         if (content.get("searcher") or {}).get("name") == "single":
             parse_config(content)
     except (ConfigError, HParamError, ValueError) as error:
         raise ClusterError(f"{config}: {error}") from error
+    return content
+
+
+def _changed(config: Path, changes: Sequence[str]) -> dict[str, Any]:
+    content = read_yaml(config)
+    try:
+        return dict(ntsc.parse_config_overrides(content, changes))
     except TypeError as error:
-        # Of the function that merges them, which says no more.
-        raise ClusterError(
-            f"{config}: a change puts a mapping where the file has a plain value, which --config "
-            "cannot do: write it into a copy of the file"
+        # All that Determined says where it cannot merge them.
+        raise ConfigError(
+            "a change puts a mapping where the file has a plain value, which --config cannot do: "
+            "write it into a copy of the file"
         ) from error
-    return dict(content)
 
 
 def submit(connection: Connection, config: Path, arguments: Sequence[str]) -> int:

@@ -15,17 +15,6 @@ IMAGE = "versity/versitygw:v1.8.0"
 PORT = 7070
 
 
-def why_unavailable() -> str | None:
-    """Return why this machine cannot have the store, or None."""
-    for ask in (["image", "inspect"], ["pull", "--quiet"]):
-        if (
-            subprocess.run(["docker", *ask, IMAGE], capture_output=True, check=False).returncode
-            == 0
-        ):
-            return None
-    return f"the image {IMAGE} is not here and cannot be pulled"
-
-
 @dataclass(frozen=True)
 class ObjectStore:
     """A running store with one bucket."""

@@ -39,13 +39,14 @@ def own_networks(facts: Mapping[str, Any], address: str) -> list[str]:
         facts: What Ansible knows of the host.
         address: The host's cluster_address.
     """
-    found = dict(_networks(facts))
-    if address in found:
-        return [found[address]]
+    found = {own: (interface, network) for interface, own, network in _networks(facts)}
     default = (facts.get("default_ipv4") or {}).get("address")
-    if default in found:
-        return [found[default]]
-    return list(dict.fromkeys(found.values()))
+    for own in (address, default):
+        if own in found:
+            return [found[own][1]]
+    # Docker's own bridges lead nowhere else.
+    inside = ("docker", "br-", "veth")
+    return list(dict.fromkeys(net for name, net in found.values() if not name.startswith(inside)))
 
 
 def source_address(destination: str) -> str:
@@ -61,21 +62,21 @@ def source_address(destination: str) -> str:
         return str(probe.getsockname()[0])
 
 
-def _networks(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Give each address of the interfaces to the outside with its network."""
+def _networks(facts: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Give interface, address and network of each address but the loopback interface's."""
     for name in facts.get("interfaces", ()):
-        if name == "lo" or name.startswith(("docker", "br-", "veth")):
+        if name == "lo":
             continue
         # Ansible's facts have underscores where names of interfaces have hyphens.
         interface = facts.get(name) or facts.get(name.replace("-", "_")) or {}
         first = [interface["ipv4"]] if interface.get("ipv4") else []
         for each in (*first, *interface.get("ipv4_secondaries", ())):
             network = ipaddress.ip_network(f"{each['address']}/{each['netmask']}", strict=False)
-            yield each["address"], str(network)
+            yield name, each["address"], str(network)
         for each in interface.get("ipv6", ()):
             if each.get("scope") != "link":
                 network = ipaddress.ip_network(f"{each['address']}/{each['prefix']}", strict=False)
-                yield each["address"], str(network)
+                yield name, each["address"], str(network)
 
 
 def _version(host: str) -> int | None:

@@ -196,13 +196,6 @@ def _read_rate(host: str, read: Mapping[str, Any], settings: Mapping[str, Any]) 
     ]
 
 
-STORAGE_REMEDIES = {
-    "mount": "mount the same storage at {place} on every host, or set checkpoint_storage",
-    "nfs": "see that the host reaches the master's NFS server, then mount {place}",
-    "s3": "see that the host reaches checkpoint_s3.endpoint_url, and that the keys may use {place}",
-}
-
-
 def _storage(host: str, storage: Mapping[str, Any], settings: Mapping[str, Any]) -> list[Check]:
     shared = storage.get("rc") == 0
     place = settings["storage_place"]
@@ -213,7 +206,7 @@ def _storage(host: str, storage: Mapping[str, Any], settings: Mapping[str, Any])
             "checkpoint storage",
             shared,
             f"{place} is shared and writable" if shared else f"{place}: {reason}",
-            STORAGE_REMEDIES[settings["storage"]].format(place=place),
+            settings["storage_remedy"],
         )
     ]
 

@@ -33,7 +33,7 @@ def _ipv4(address: str, netmask: str = "255.255.255.0") -> dict[str, str]:
 
 
 FACTS: dict[str, Any] = {
-    "interfaces": ["lo", "eth0", "ib-0", "docker0", "down0"],
+    "interfaces": ["lo", "eth0", "ib-0", "br-lan", "docker0", "down0"],
     "default_ipv4": {"address": "192.168.1.7"},
     "lo": {"ipv4": _ipv4("127.0.0.1", "255.0.0.0")},
     "eth0": {
@@ -45,6 +45,7 @@ FACTS: dict[str, Any] = {
         ],
     },
     "ib_0": {"ipv4": _ipv4("10.9.0.7", "255.255.252.0")},
+    "br_lan": {"ipv4": _ipv4("10.20.0.7")},
     "docker0": {"ipv4": _ipv4("172.17.0.1", "255.255.0.0")},
 }
 
@@ -56,6 +57,8 @@ FACTS: dict[str, Any] = {
         # Not that of the default route.
         ("10.9.0.7", "10.9.0.0/22"),
         ("172.20.0.9", "172.20.0.0/16"),
+        # A bridge that a host's own card is in.
+        ("10.20.0.7", "10.20.0.0/24"),
         ("fd00::7", "fd00::/64"),
         # A name, an address that others see.
         ("node1", "192.168.1.0/24"),

@@ -17,8 +17,8 @@ UNITS = {
 DOCTOR_SETTINGS = {
     "cluster_image": "sha256:image",
     "read_mb_per_s": 50,
-    "storage": "mount",
     "storage_place": "/mnt/shared",
+    "storage_remedy": "mount the same storage there",
     "data_path": "/data/coco",
     "firewall": True,
     "local": False,

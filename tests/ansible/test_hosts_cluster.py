@@ -20,68 +20,41 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from tests import object_store as object_stores
 from tests.ansible import hosts as test_hosts
+from tests.ansible.testing import (
+    NAME,
+    ROOT,
+    Hosts,
+    assert_clean,
+    busy_agent,
+    changed_tasks,
+    sync,
+    train,
+    version,
+)
+from tests.images import why_missing
 
-ROOT = Path(__file__).resolve().parents[2]
 SMALL_IMAGE = os.environ.get("TEST_HOSTS_IMAGE", "")
 BUNDLE = os.environ.get("TEST_HOSTS_BUNDLE", "")
 PROXY = os.environ.get("TEST_HOSTS_PROXY", "") == "yes"
 INTERNET = not BUNDLE and not PROXY
-NAME = "test-hosts"
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
-class Hosts:
-    """The test hosts' inventory, which grows and shrinks, and the commands on it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.inventory = folder / "hosts.yml"
-        source = ROOT / "ansible/inventories/test-hosts.yml"
-        text = source.read_text().replace("{{ inventory_dir }}/../..", str(ROOT))
-        self.content: dict[str, Any] = yaml.safe_load(text)
-        if SMALL_IMAGE:
-            self.content["all"]["vars"]["task_image"] = SMALL_IMAGE
-        if BUNDLE:
-            self.content["all"]["vars"]["offline_bundle"] = str(Path(BUNDLE).resolve())
-        if PROXY:
-            url = test_hosts.PROXY_URL
-            self.content["all"]["vars"]["proxy"] = {"http_proxy": url, "https_proxy": url}
-        self.write()
-
-    @property
-    def agents(self) -> dict[str, Any]:
-        return self.content["all"]["children"]["agents"]["hosts"]
-
-    def write(self) -> None:
-        self.inventory.write_text(yaml.safe_dump(self.content))
-
-    def run(self, command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        line = [sys.executable, "ansible/command.py", command, "--inventory", str(self.inventory)]
-        return subprocess.run(
-            [*line, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
-        )
-
-    def succeed(self, command: str, *arguments: str) -> str:
-        started = time.monotonic()
-        outcome = self.run(command, *arguments)
-        assert outcome.returncode == 0, outcome.stdout + outcome.stderr
-        print(f"{command} {' '.join(arguments)}: {time.monotonic() - started:.0f} s")
-        return outcome.stderr
-
-    def status(self) -> dict[str, Any]:
-        outcome = self.run("status", "--json")
-        status: dict[str, Any] = json.loads(outcome.stdout)
-        return status
-
-    def wait_for_slots(self, slots: int, seconds: float = 300) -> None:
-        deadline = time.monotonic() + seconds
-        while (found := sum(host["slots"] for host in self.status()["hosts"])) != slots:
-            assert time.monotonic() < deadline, f"{found} slots, wanted {slots}"
-            time.sleep(5)
+def _settings() -> dict[str, Any]:
+    """What the variables change of the inventory."""
+    settings: dict[str, Any] = {}
+    if SMALL_IMAGE:
+        settings["task_image"] = SMALL_IMAGE
+    if BUNDLE:
+        settings["offline_bundle"] = str(Path(BUNDLE).resolve())
+    if PROXY:
+        url = test_hosts.PROXY_URL
+        settings["proxy"] = {"http_proxy": url, "https_proxy": url}
+    return settings
 
 
 @pytest.fixture(scope="module")
@@ -98,13 +71,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
         stack.enter_context(test_hosts.hosts(3, internet=INTERNET))
         if PROXY:
             stack.enter_context(test_hosts.proxy(folder))
-        yield Hosts(folder)
-
-
-def _changed(recap: str) -> dict[str, int]:
-    """Return how many tasks changed each host, from the recap of a playbook."""
-    found = re.findall(r"^(\S+) +: ok=\d+ +changed=(\d+)", recap, re.MULTILINE)
-    return {host: int(count) for host, count in found}
+        yield Hosts(folder, _settings())
 
 
 @pytest.fixture(scope="module")
@@ -120,31 +87,6 @@ def packed(mini_coco: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "packed"
 
 
-def _version(packed: Path) -> str:
-    seal: dict[str, str] = json.loads((packed / "coco/seal.json").read_text())
-    return seal["version"]
-
-
-def _sync(cluster: Hosts, packed: Path) -> dict[str, int]:
-    """Bring the data set to the hosts as `make coco-sync` does; return the counts of changes."""
-    started = time.monotonic()
-    outcome = subprocess.run(
-        [
-            str(Path(sys.executable).with_name("ansible-playbook")),
-            *("--inventory", str(cluster.inventory), "--extra-vars", f"coco_packed={packed}"),
-            "ansible/coco-sync.yml",
-        ],
-        cwd=ROOT,
-        env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible/ansible.cfg")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert outcome.returncode == 0, outcome.stdout + outcome.stderr
-    print(f"coco-sync: {time.monotonic() - started:.0f} s")
-    return _changed(outcome.stdout)
-
-
 def test_up_from_bare_hosts(cluster: Hosts) -> None:
     cluster.succeed("up")
     status = cluster.status()
@@ -155,19 +97,19 @@ def test_up_from_bare_hosts(cluster: Hosts) -> None:
 
 def test_second_converge_changes_nothing(cluster: Hosts) -> None:
     recap = cluster.succeed("up")
-    assert _changed(recap) == {"host1": 0, "host2": 0, "host3": 0}
+    assert changed_tasks(recap) == {"host1": 0, "host2": 0, "host3": 0}
 
 
 def test_check_mode_on_a_provisioned_cluster(cluster: Hosts) -> None:
     recap = cluster.succeed("up", "--", "--check")
-    assert set(_changed(recap).values()) == {0}
+    assert set(changed_tasks(recap).values()) == {0}
 
 
 def test_the_data_set_comes_to_all_hosts_and_only_once(cluster: Hosts, packed: Path) -> None:
-    assert min(_sync(cluster, packed).values()) > 0
-    assert set(_sync(cluster, packed).values()) == {0}
+    assert min(sync(cluster, packed).values()) > 0
+    assert set(sync(cluster, packed).values()) == {0}
     versions = {host["data"]["version"] for host in cluster.status()["hosts"]}
-    assert versions == {_version(packed)}
+    assert versions == {version(packed)}
 
 
 def test_the_doctor_is_green(cluster: Hosts) -> None:
@@ -200,39 +142,23 @@ def test_closed_to_strangers(cluster: Hosts) -> None:
     assert "stranger" not in json.dumps(cluster.status())
 
 
-def _train(*changes: str) -> subprocess.Popen[str]:
-    """Start distributed.yaml on two hosts with two slots each, through Horovod."""
-    changes = ("resources.slots_per_trial=4", "hyperparameters.epochs=2", *changes)
-    return subprocess.Popen(
-        [
-            *(sys.executable, "-m", "cluster", "train", "experiments/distributed.yaml"),
-            *("--cluster", NAME, "--overlay", "experiments/overlays/mini.yaml"),
-            *(part for change in changes for part in ("--config", change)),
-        ],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
 needs_task_image = pytest.mark.skipif(bool(SMALL_IMAGE), reason="TEST_HOSTS_IMAGE cannot train")
 
 
 @needs_task_image
 def test_training_over_two_hosts(cluster: Hosts, packed: Path) -> None:
     started = time.monotonic()
-    output, _ = (training := _train()).communicate()
+    output, _ = (training := train()).communicate()
     assert training.returncode == 0, output
     print(f"train-distributed: {time.monotonic() - started:.0f} s")
-    assert f"version {_version(packed)}" in output
+    assert f"version {version(packed)}" in output
     assert cluster.status()["experiments"][0]["state"] == "COMPLETED"
 
 
 @needs_task_image
 def test_a_host_with_another_version_of_the_data_set_is_named(cluster: Hosts) -> None:
     """The trial stops before its first batch."""
-    output, _ = (training := _train("data.version=another", "max_restarts=0")).communicate()
+    output, _ = (training := train("data.version=another", "max_restarts=0")).communicate()
     assert training.returncode != 0
     told = " ".join(output.split())
     assert "the experiment is for another" in told
@@ -253,12 +179,12 @@ def test_a_fourth_host_touches_only_itself_and_the_master(cluster: Hosts, packed
     cluster.agents["host4"] = {"ansible_host": "10.77.0.14"}
     cluster.write()
     recap = cluster.succeed("up")
-    changed = _changed(recap)
+    changed = changed_tasks(recap)
     assert changed.pop("host4") > 0
     changed.pop("host1")
     assert set(changed.values()) == {0}
     assert sum(host["slots"] for host in cluster.status()["hosts"]) == 8
-    synced = _sync(cluster, packed)
+    synced = sync(cluster, packed)
     assert synced.pop("host4") > 0
     assert set(synced.values()) == {0}
 
@@ -268,7 +194,7 @@ def test_a_host_is_drained_and_removed(cluster: Hosts) -> None:
     (row,) = [host for host in cluster.status()["hosts"] if host["host"] == "host4"]
     assert not row["enabled"]
     cluster.succeed("remove", "--host", "host4")
-    _assert_clean("host4")
+    assert_clean("host4")
     del cluster.agents["host4"]
     cluster.write()
     assert cluster.status()["unknown_agents"] == []
@@ -278,9 +204,9 @@ def test_a_host_is_drained_and_removed(cluster: Hosts) -> None:
 @needs_task_image
 def test_a_host_dies_in_the_middle_of_training(cluster: Hosts) -> None:
     # Evaluated at its end only.
-    training = _train("hyperparameters.epochs=16", "min_validation_period.epochs=16")
+    training = train("hyperparameters.epochs=16", "min_validation_period.epochs=16")
     try:
-        victim = _busy_agent(cluster, training)
+        victim = busy_agent(cluster, training)
         subprocess.run(["docker", "kill", victim], check=True, capture_output=True)
         output, _ = training.communicate()
     finally:
@@ -290,24 +216,11 @@ def test_a_host_dies_in_the_middle_of_training(cluster: Hosts) -> None:
     cluster.wait_for_slots(6)
 
 
-def _busy_agent(cluster: Hosts, training: subprocess.Popen[str]) -> str:
-    """Wait until a trial runs and has progressed; return a host of it that is not the master's."""
-    for _ in range(120):
-        assert training.poll() is None, training.communicate()[0]
-        status = cluster.status()
-        running = [row for row in status["experiments"] if row["active"] and row["progress"]]
-        busy = [host["host"] for host in status["hosts"] if host["slots_used"]]
-        if running and set(busy) - {"host1"}:
-            return sorted(set(busy) - {"host1"})[0]
-        time.sleep(2)
-    raise AssertionError("no trial came to run")
-
-
 def test_everything_returns_after_a_reboot(cluster: Hosts) -> None:
     for host in ("host1", "host2", "host3"):
         test_hosts.reboot(host)
     cluster.wait_for_slots(6)
-    assert set(_changed(cluster.succeed("up")).values()) == {0}
+    assert set(changed_tasks(cluster.succeed("up")).values()) == {0}
 
 
 def test_backup_and_restore(cluster: Hosts) -> None:
@@ -321,9 +234,9 @@ def test_backup_and_restore(cluster: Hosts) -> None:
 
 def test_checkpoints_in_an_object_store(cluster: Hosts, packed: Path) -> None:
     """A cluster moves its storage there, and trials of two hosts write to it."""
-    if reason := object_stores.why_unavailable():
+    if reason := why_missing(object_stores.IMAGE):
         pytest.skip(reason)
-    settings = cluster.content["all"]["vars"]
+    settings = cluster.settings
     keys = [ROOT / f".secrets/{NAME}/s3_{kind}_key" for kind in ("access", "secret")]
     with object_stores.object_store(test_hosts.NETWORK, test_hosts.address(90)) as store:
         settings["checkpoint_storage"] = "s3"
@@ -339,12 +252,12 @@ def test_checkpoints_in_an_object_store(cluster: Hosts, packed: Path) -> None:
                 assert f"s3://{store.bucket}" in refused.stdout + refused.stderr
                 return
             cluster.succeed("up")
-            assert set(_changed(cluster.succeed("up")).values()) == {0}
+            assert set(changed_tasks(cluster.succeed("up")).values()) == {0}
             doctor = json.loads(cluster.run("doctor", "--json").stdout)["checks"]
             stored = [check for check in doctor if check["name"] == "checkpoint storage"]
             assert [check["ok"] for check in stored] == [True] * 3
             assert not store.names()
-            output, _ = (training := _train()).communicate()
+            output, _ = (training := train()).communicate()
             assert training.returncode == 0, output
             assert any(name.endswith("state_dict.pth") for name in store.names())
 
@@ -363,7 +276,7 @@ def test_checkpoints_in_an_object_store(cluster: Hosts, packed: Path) -> None:
 
 def test_upgrade_restarts_only_what_is_new(cluster: Hosts) -> None:
     recap = cluster.succeed("upgrade")
-    changed = _changed(recap)
+    changed = changed_tasks(recap)
     assert (changed["host2"], changed["host3"]) == (0, 0)
 
 
@@ -375,10 +288,10 @@ def test_upgrade_drains_and_restarts_one_host_after_the_other(cluster: Hosts) ->
     newer = "test-agent:newer"
     build = ["docker", "build", "--quiet", "--tag", newer, "-"]
     subprocess.run(build, input=dockerfile, text=True, check=True, capture_output=True)
-    cluster.content["all"]["vars"]["agent_image"] = newer
+    cluster.settings["agent_image"] = newer
     cluster.write()
     recap = cluster.succeed("upgrade")
-    assert min(_changed(recap).values()) > 0
+    assert min(changed_tasks(recap).values()) > 0
     order = re.findall(
         r"TASK \[drain : Give the host no more trials\].*?(host\d)", recap, re.DOTALL
     )
@@ -395,7 +308,7 @@ def test_upgrade_drains_and_restarts_one_host_after_the_other(cluster: Hosts) ->
 def test_down_leaves_clean_hosts_and_keeps_the_data(cluster: Hosts) -> None:
     cluster.succeed("down", "--yes")
     for host in ("host1", "host2", "host3"):
-        _assert_clean(host)
+        assert_clean(host)
     kept = ["docker", "exec", "host1", "test", "-f", "/var/lib/determined/postgres/PG_VERSION"]
     assert subprocess.run(kept, check=False).returncode == 0
 
@@ -404,7 +317,7 @@ def test_a_new_cluster_takes_the_old_database_over(cluster: Hosts) -> None:
     # The password of the database is lost; that of its user admin is kept.
     (ROOT / f".secrets/{NAME}/database_password").unlink()
     # No trial comes any more: another image in the task image's place saves bringing 7 GB to all.
-    cluster.content["all"]["vars"]["task_image"] = cluster.content["all"]["vars"]["agent_image"]
+    cluster.settings["task_image"] = cluster.settings["agent_image"]
     cluster.write()
     cluster.succeed("up")
     if not SMALL_IMAGE:
@@ -412,13 +325,3 @@ def test_a_new_cluster_takes_the_old_database_over(cluster: Hosts) -> None:
     cluster.succeed("down", "--yes", "--delete-data")
     gone = ["docker", "exec", "host1", "test", "!", "-e", "/var/lib/determined"]
     assert subprocess.run(gone, check=False).returncode == 0
-
-
-def _assert_clean(host: str) -> None:
-    look = (
-        "ls /etc/determined /usr/local/lib/determined /etc/systemd/system/determined-* 2>/dev/null;"
-        "docker ps --all --quiet; docker images --quiet;"
-        "nft list tables | grep determined; true"
-    )
-    shell = ["docker", "exec", host, "sh", "-c", look]
-    assert subprocess.run(shell, capture_output=True, text=True, check=True).stdout == ""

@@ -2,7 +2,6 @@
 
 import secrets
 import socket
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from cluster.connection import ROOT
 from cluster.errors import ClusterError
 from cluster.local import LocalCluster, read_env, task_image
 from tests.cluster.testing import TestCluster
+from tests.images import why_missing
 
 
 def missing() -> str | None:
@@ -24,17 +24,11 @@ def missing() -> str | None:
         return str(error)
     versions = read_env(ROOT / "versions.env")
     for name in ("MASTER_IMAGE", "AGENT_IMAGE", "POSTGRES_IMAGE"):
-        image = versions[name]
-        if not engine.has_image(image) and not _pulled(image):
-            return f"the image {image} is not here and cannot be pulled"
+        if reason := why_missing(versions[name]):
+            return reason
     if not engine.has_image(task_image()):
         return f"the task image {task_image()} is not built: make image"
     return None
-
-
-def _pulled(image: str) -> bool:
-    run = subprocess.run(["docker", "pull", "--quiet", image], capture_output=True, check=False)
-    return run.returncode == 0
 
 
 RECOVERIES = pytest.StashKey[dict[str, float | None]]()

@@ -18,6 +18,7 @@ from experiments.checkpoint import verify_digests
 from tests import object_store as object_stores
 from tests.cluster.testing import TestCluster
 from tests.experiments import launched
+from tests.images import why_missing
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 
@@ -44,12 +45,25 @@ def outcome(
     )
 
 
-def begin(cluster: TestCluster) -> tuple[Experiment, Trial]:
+def begin(cluster: TestCluster, **changes: Any) -> tuple[Experiment, Trial]:
     """A run that has passed a checkpoint."""
-    experiment = cluster.submit("const", **LENGTH)
+    experiment = cluster.submit("const", **LENGTH, **changes)
     trial = cluster.trial(experiment)
     cluster.wait_for_batch(trial, FAULT_AT)
     return experiment, trial
+
+
+def pause(cluster: TestCluster, experiment: Experiment) -> None:
+    experiment.pause()
+    cluster.wait_for_state(experiment, ExperimentState.PAUSED)
+
+
+def resume(cluster: TestCluster, experiment: Experiment, trial: Trial, fault: str) -> None:
+    """Let a paused run go on to its end, and note how long its next report took."""
+    experiment.activate()
+    back = time.time()
+    cluster.wait(experiment)
+    cluster.recovered(trial, fault, back)
 
 
 def assert_undisturbed(
@@ -107,12 +121,8 @@ def test_a_part_is_killed_and_comes_back(
 
 def test_paused_and_resumed(cluster: TestCluster, undisturbed: Any) -> None:
     experiment, trial = begin(cluster)
-    experiment.pause()
-    cluster.wait_for_state(experiment, ExperimentState.PAUSED)
-    experiment.activate()
-    back = time.time()
-    cluster.wait(experiment)
-    cluster.recovered(trial, "paused and resumed", back)
+    pause(cluster, experiment)
+    resume(cluster, experiment, trial, "paused and resumed")
     assert_undisturbed(cluster, trial, undisturbed)
 
 
@@ -142,15 +152,11 @@ def flip_a_byte(file: Path) -> None:
 def test_a_damaged_checkpoint(damage: Any, cluster: TestCluster, undisturbed: Any) -> None:
     """The trial says so, and goes back to the newest one that is sound."""
     experiment, trial = begin(cluster)
-    experiment.pause()
-    cluster.wait_for_state(experiment, ExperimentState.PAUSED)
+    pause(cluster, experiment)
     cluster.wait_for_no_tasks()
     (sound, _), (_, newest) = cluster.checkpoints(trial)[-2:]
     damage(newest / "state_dict.pth")
-    experiment.activate()
-    back = time.time()
-    cluster.wait(experiment)
-    cluster.recovered(trial, f"checkpoint damaged ({damage.__name__})", back)
+    resume(cluster, experiment, trial, f"checkpoint damaged ({damage.__name__})")
     logs = cluster.logs_of(trial)
     assert "is damaged" in logs
     assert f"going back to the sound checkpoint of batch {sound}" in logs
@@ -183,20 +189,14 @@ def test_checkpoints_in_an_object_store(
     cluster: TestCluster, undisturbed: Any, tmp_path: Path
 ) -> None:
     """Resumed from there after a pause, collected there, and brought here from there."""
-    reason = object_stores.why_unavailable()
+    reason = why_missing(object_stores.IMAGE)
     if reason:
         pytest.skip(reason)
     with object_stores.object_store(f"{cluster.local.project}_master") as store:
-        experiment = cluster.submit("const", **LENGTH, checkpoint_storage=store.config)
-        trial = cluster.trial(experiment)
-        cluster.wait_for_batch(trial, FAULT_AT)
+        experiment, trial = begin(cluster, checkpoint_storage=store.config)
         _, oldest = cluster.checkpoints(trial)[0]
-        experiment.pause()
-        cluster.wait_for_state(experiment, ExperimentState.PAUSED)
-        experiment.activate()
-        back = time.time()
-        cluster.wait(experiment)
-        cluster.recovered(trial, "paused and resumed, checkpoints in an object store", back)
+        pause(cluster, experiment)
+        resume(cluster, experiment, trial, "paused and resumed, checkpoints in an object store")
         _, newest = cluster.checkpoints(trial)[-1]
         fetch(cluster.connection, newest.name, tmp_path)
         assert_undisturbed(cluster, trial, undisturbed, tmp_path)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from cluster.connection import ROOT
 from cluster.errors import ClusterError
 from cluster.overlays import config_arguments, overlay_arguments
+from cluster.submit import require_sound
 
 names = st.from_regex(r"[a-z][a-z_0-9]{0,8}", fullmatch=True)
 values = (
@@ -79,3 +80,9 @@ def test_overlays_are_printed_for_a_person_who_set_no_path() -> None:
         check=True,
     )
     assert parsed(shlex.split(run.stdout)) == yaml.safe_load((ROOT / file).read_text())
+
+
+def test_a_change_that_determined_cannot_merge_is_explained() -> None:
+    change = ["--config", "hyperparameters.lr.type=log"]
+    with pytest.raises(ClusterError, match=r"const\.yaml: a change puts a mapping where"):
+        require_sound(ROOT / "experiments/const.yaml", change)
