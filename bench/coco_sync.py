@@ -25,9 +25,9 @@ from rich.console import Console
 
 from bench.machine import busy, commit, machine, machine_kind
 from bench.network_lab import DATA, STORE, Lab, LabHost, missing
-from cocodata.pack import Seal
 from cocodata.sync.control import Options, Synchronisation
 from cocodata.sync.hosts import Host
+from cocodata.sync.pack import Seal
 from cocodata.sync.torrent import make_torrent
 
 RESULTS = Path(__file__).resolve().parent / "results"

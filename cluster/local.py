@@ -18,7 +18,7 @@ from cluster.connection import ROOT, Connection, forget_connection, save_connect
 from cluster.errors import ClusterError
 from cluster.template import local_template, set_template
 from cocodata import DatasetError
-from cocodata.manifest import read_manifest
+from cocodata.format.manifest import read_manifest
 
 _SECRETS = ("DATABASE_PASSWORD", "ADMIN_PASSWORD")
 _HEADER = (

@@ -6,7 +6,7 @@ import numpy as np
 from determined import core
 
 from cocodata import DatasetError, Split, load_split, require_sound, splits
-from cocodata.manifest import read_manifest
+from cocodata.format.manifest import read_manifest
 from experiments.config import ExperimentConfig
 
 

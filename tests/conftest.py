@@ -25,7 +25,7 @@ def coco_tiny() -> Path:
 @pytest.fixture(scope="session")
 def mini_coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small generated data set: 48 training and 19 validation images."""
-    from cocodata.mini import generate_mini_coco
+    from cocodata.mini.mini import generate_mini_coco
 
     folder = tmp_path_factory.mktemp("data") / "mini-coco"
     generate_mini_coco(folder, num_train=48, num_val=19)

@@ -8,21 +8,21 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from cocodata.archives import COCO_2017, Archive, at_mirror, parse_archive
-from cocodata.check import check_dataset
-from cocodata.download import download as download_archives
+from cocodata.checks.check import check_dataset
+from cocodata.checks.problems import CheckReport, count
+from cocodata.checks.repair import ARCHIVES, repair_dataset, sources, write_sources
+from cocodata.checks.verify import conclude, verify_dataset
+from cocodata.download.archives import COCO_2017, Archive, at_mirror, parse_archive
+from cocodata.download.download import download as download_archives
+from cocodata.download.extract import extract, wanted_members
+from cocodata.download.fetching import Fetcher
+from cocodata.download.progress import byte_bars, download_display, progress_bar
 from cocodata.errors import DatasetError
-from cocodata.extract import extract, wanted_members
-from cocodata.fetching import Fetcher
-from cocodata.manifest import build_manifest, dataset_files, write_manifest
-from cocodata.mini import generate_mini_coco
-from cocodata.pack import pack_dataset
-from cocodata.problems import CheckReport, count
-from cocodata.progress import byte_bars, download_display, progress_bar
-from cocodata.repair import ARCHIVES, repair_dataset, sources, write_sources
-from cocodata.split import splits
+from cocodata.format.manifest import build_manifest, dataset_files, write_manifest
+from cocodata.format.split import splits
+from cocodata.mini.mini import generate_mini_coco
 from cocodata.sync.commands import sync
-from cocodata.verify import conclude, verify_dataset
+from cocodata.sync.pack import pack_dataset
 
 app = typer.Typer(
     help="COCO on disk: generate the mini data set, write manifests, check and verify.",

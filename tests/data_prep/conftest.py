@@ -9,11 +9,8 @@ from typing import Any
 
 import pytest
 from faulty_server import ANNOTATIONS, IMAGES, FaultyServer
-from sync_cluster import Cluster, Packed, obstacle
 
-from bench.network_lab import Lab
-from cocodata.mini import generate_mini_coco
-from cocodata.pack import pack_dataset
+from cocodata.mini.mini import generate_mini_coco
 
 EditAnnotations = Callable[[Callable[[dict[str, Any]], None]], None]
 
@@ -46,30 +43,6 @@ def edit_train(data: Path) -> EditAnnotations:
         path.write_text(json.dumps(tree))
 
     return edit
-
-
-@pytest.fixture(scope="session")
-def versions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Packed, Packed]:
-    """Two packed versions of a small data set; skips where hosts cannot be played."""
-    reason = obstacle()
-    if reason is not None:
-        pytest.skip(reason)
-    base = tmp_path_factory.mktemp("versions")
-    made = []
-    for seed in (1, 2):
-        data = base / f"data{seed}"
-        generate_mini_coco(data, num_train=90, num_val=30, seed=seed)
-        folder = base / f"packed{seed}"
-        seal, _ = pack_dataset(data, folder, name="mini", piece_length=16384)
-        made.append(Packed(folder, seal, data))
-    return made[0], made[1]
-
-
-@pytest.fixture
-def cluster(versions: tuple[Packed, Packed], tmp_path: Path) -> Iterator[Cluster]:
-    """A control machine and three hosts."""
-    with Lab(tmp_path / "lab", 4, ssh=True) as lab:
-        yield Cluster(lab)
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from cocodata.progress import Rate, duration
+from cocodata.download.progress import Rate, duration
 from cocodata.sync.connection import Connection
 from cocodata.sync.control import Show
 

@@ -254,7 +254,7 @@ def test_a_verified_data_set_is_only_held_against_its_manifest(
     def must_not_be_called(*_: object) -> None:
         raise AssertionError("an image was opened")
 
-    monkeypatch.setattr("cocodata.check.jpeg_size", must_not_be_called)
+    monkeypatch.setattr("cocodata.checks.check.jpeg_size", must_not_be_called)
     sound = require_sound(sealed, NAMES)
     assert sound.report.held_against_manifest
     assert [len(split) for split in sound.splits] == [220, 110]

@@ -18,16 +18,16 @@ import numpy as np
 import orjson
 from PIL import Image
 
+from cocodata.checks.verify import verify_dataset
 from cocodata.errors import DatasetError
-from cocodata.manifest import (
+from cocodata.format.manifest import (
     MANIFEST_NAME,
     hold_against,
     read_manifest,
     usable_cores,
     write_manifest,
 )
-from cocodata.shapes import CATEGORY_IDS, draw_scene
-from cocodata.verify import verify_dataset
+from cocodata.mini.shapes import CATEGORY_IDS, draw_scene
 
 # Counts the changes to what is generated, so that a folder made before one is made again.
 _REVISION = 4

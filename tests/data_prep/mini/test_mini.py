@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cocodata import DatasetError, load_split, mini
+from cocodata import DatasetError, load_split
 from cocodata.__main__ import main
-from cocodata.annotations import read_annotations
-from cocodata.manifest import read_manifest
-from cocodata.mini import generate_mini_coco
-from cocodata.verify import verify_dataset
+from cocodata.checks.verify import verify_dataset
+from cocodata.format.annotations import read_annotations
+from cocodata.format.manifest import read_manifest
+from cocodata.mini import mini
+from cocodata.mini.mini import generate_mini_coco
 
 
 def _version(folder: Path) -> str:

@@ -17,12 +17,12 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from cocodata.annotations import Annotations, annotation_file, read_annotations
+from cocodata.checks.problems import CheckReport, Problem, ProblemKind, count
 from cocodata.errors import DatasetError
-from cocodata.jpeg import JpegError, TruncatedJpegError, jpeg_size
-from cocodata.manifest import Manifest, hold_against, read_manifest, usable_cores
-from cocodata.problems import CheckReport, Problem, ProblemKind, count
-from cocodata.split import Split, build_split
+from cocodata.format.annotations import Annotations, annotation_file, read_annotations
+from cocodata.format.images import JpegError, TruncatedJpegError, jpeg_size
+from cocodata.format.manifest import Manifest, hold_against, read_manifest, usable_cores
+from cocodata.format.split import Split, build_split
 
 MAX_UNUSABLE = 0.01
 """The largest part of a split that may be left out."""

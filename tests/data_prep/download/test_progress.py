@@ -4,7 +4,7 @@ from typing import Any
 
 from rich.console import Console
 
-from cocodata.progress import Rate, duration
+from cocodata.download.progress import Rate, duration
 from cocodata.sync.display import _View
 
 

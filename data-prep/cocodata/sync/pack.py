@@ -20,9 +20,15 @@ from typing import IO
 
 import orjson
 
-from cocodata.download import require_room
+from cocodata.download.download import require_room
 from cocodata.errors import DatasetError
-from cocodata.manifest import MANIFEST_NAME, Manifest, manifest_bytes, read_manifest, replace_file
+from cocodata.format.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    manifest_bytes,
+    read_manifest,
+    replace_file,
+)
 from cocodata.sync.torrent import Torrent, make_torrent
 
 # Nothing that depends on the time or the machine. Without fragments and with blocks larger than

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.network_lab import DATA, STORE, Lab, LabHost, missing
-from cocodata.pack import Seal
+from cocodata.sync.pack import Seal
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 LINK = f"{DATA}/mini"
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import orjson
 
-from cocodata.archives import Archive
+from cocodata.checks.problems import CheckReport, ProblemKind
+from cocodata.checks.verify import Inspection, inspect_dataset, inspect_files
+from cocodata.download.archives import Archive
+from cocodata.download.extract import extract_files
+from cocodata.download.fetching import Fetcher
 from cocodata.errors import DatasetError
-from cocodata.extract import extract_files
-from cocodata.fetching import Fetcher
-from cocodata.manifest import hash_file, replace_file
-from cocodata.problems import CheckReport, ProblemKind
-from cocodata.verify import Inspection, inspect_dataset, inspect_files
+from cocodata.format.manifest import hash_file, replace_file
 
 ARCHIVES = "archives"
 """The folder within a data set's where its archives are kept; it is not part of the data set."""

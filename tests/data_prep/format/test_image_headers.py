@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cocodata.jpeg import NotJpegError, TruncatedJpegError, jpeg_size
+from cocodata.format.images import NotJpegError, TruncatedJpegError, jpeg_size
 
 
 def _jpeg(mode: str = "RGB", width: int = 97, height: int = 61, **options: Any) -> bytes:

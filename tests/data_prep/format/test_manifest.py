@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from cocodata import DatasetError, ProblemKind
-from cocodata.manifest import build_manifest, hold_against, read_manifest, write_manifest
-from cocodata.verify import verify_dataset
+from cocodata.checks.verify import verify_dataset
+from cocodata.format.manifest import build_manifest, hold_against, read_manifest, write_manifest
 
 FIRST = "train2017/000000001000.jpg"
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cocodata.annotations import Annotations, annotation_file, read_annotations
-from cocodata.categories import Categories
 from cocodata.errors import DatasetError
+from cocodata.format.annotations import Annotations, annotation_file, read_annotations
+from cocodata.format.categories import Categories
 
 
 @dataclass(frozen=True)

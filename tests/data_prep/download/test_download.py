@@ -10,11 +10,12 @@ import faulty_server as server_faults
 import pytest
 from faulty_server import ANNOTATIONS, IMAGES, FaultyServer, answer, archive_on, content_of
 
-from cocodata import DatasetError, download
-from cocodata.archives import COCO_2017, Archive, at_mirror, parse_archive
-from cocodata.fetching import ATTEMPTS, Fetcher
+from cocodata import DatasetError
+from cocodata.download import download
+from cocodata.download.archives import COCO_2017, Archive, at_mirror, parse_archive
+from cocodata.download.fetching import ATTEMPTS, Fetcher
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(autouse=True)
@@ -163,8 +164,9 @@ def test_a_killed_download_goes_on_where_it_was(server: FaultyServer, tmp_path: 
     hang = [lambda *_: time.sleep(5)] * 4
     server.behaviour.fail(IMAGES, *[server_faults.well] * 4, *hang)
     program = (
-        "import sys; from pathlib import Path; from cocodata import download;"
-        "from cocodata.archives import Archive; from cocodata.fetching import Fetcher;"
+        "import sys; from pathlib import Path; from cocodata.download import download;"
+        "from cocodata.download.archives import Archive;"
+        "from cocodata.download.fetching import Fetcher;"
         "download.PIECE = 100_000;"
         "download.download([Archive(*sys.argv[1:3])], Path(sys.argv[3]), Fetcher(), connections=1)"
     )

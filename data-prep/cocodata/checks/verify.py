@@ -11,8 +11,9 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from cocodata.check import check_dataset, size_failure
-from cocodata.manifest import (
+from cocodata.checks.check import check_dataset, size_failure
+from cocodata.checks.problems import CheckReport, Problem, ProblemKind
+from cocodata.format.manifest import (
     FileEntry,
     Manifest,
     chunks,
@@ -22,8 +23,7 @@ from cocodata.manifest import (
     usable_cores,
     write_manifest,
 )
-from cocodata.problems import CheckReport, Problem, ProblemKind
-from cocodata.split import splits
+from cocodata.format.split import splits
 
 
 @dataclass(frozen=True)

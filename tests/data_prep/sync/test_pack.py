@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cocodata import DatasetError, check_dataset
-from cocodata.manifest import read_manifest
-from cocodata.pack import pack_dataset, read_seal
+from cocodata.format.manifest import read_manifest
+from cocodata.sync.pack import pack_dataset, read_seal
 from cocodata.sync.torrent import BLOCK, Torrent, bdecode, bencode, make_torrent
 
 pytestmark = pytest.mark.skipif(

@@ -16,8 +16,8 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from cocodata.categories import Categories
 from cocodata.errors import DatasetError
+from cocodata.format.categories import Categories
 
 _T = TypeVar("_T")
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from faulty_server import ANNOTATIONS, IMAGES, FaultyServer, archive_on, content_of
 
-from cocodata.repair import sources
+from cocodata.checks.repair import sources
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture

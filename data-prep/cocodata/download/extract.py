@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from cocodata.archives import Archive
-from cocodata.download import require_room
+from cocodata.download.archives import Archive
+from cocodata.download.download import require_room
+from cocodata.download.fetching import Fetcher, FetchError, RemoteFile
 from cocodata.errors import DatasetError
-from cocodata.fetching import Fetcher, FetchError, RemoteFile
-from cocodata.manifest import chunks, usable_cores
+from cocodata.format.manifest import chunks, usable_cores
 
 _FAILURES = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)
 

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import orjson
 
-from cocodata.archives import Archive, file_digest
+from cocodata.download.archives import Archive, file_digest
+from cocodata.download.fetching import ChangedError, Fetcher, FetchError, Remote
 from cocodata.errors import DatasetError
-from cocodata.fetching import ChangedError, Fetcher, FetchError, Remote
 
 PIECE = 16 << 20
 """Bytes of a request; as much of each connection's work is lost at most when killed."""

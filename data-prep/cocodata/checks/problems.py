@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cocodata.annotations import Annotations
+from cocodata.format.annotations import Annotations
 
 _SHOWN = 50  # Problems of one kind listed one by one in a message.
 

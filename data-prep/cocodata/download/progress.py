@@ -21,8 +21,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from cocodata.archives import Archive
-from cocodata.download import Watcher
+from cocodata.download.archives import Archive
+from cocodata.download.download import Watcher
 
 
 class Rate:

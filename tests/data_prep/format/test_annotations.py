@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pycocotools.coco import COCO
 
 from cocodata import DatasetError, load_split, splits
-from cocodata.annotations import _without_polygons, read_annotations
+from cocodata.format.annotations import _without_polygons, read_annotations
 
 number = st.integers(-9, 9) | st.floats(-1e3, 1e3, allow_nan=False)
 polygons = st.lists(st.lists(number, max_size=4), max_size=3)

@@ -18,7 +18,7 @@ from typing import Any
 import orjson
 
 from cocodata.errors import DatasetError
-from cocodata.split import splits
+from cocodata.format.split import splits
 
 MANIFEST_NAME = "manifest.json"
 

@@ -1,0 +1,1 @@
+"""What is wrong with a data set: the check before training, full verification, and repair."""

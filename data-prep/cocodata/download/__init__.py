@@ -1,0 +1,1 @@
+"""Getting a data set's archives from servers, and unpacking them."""

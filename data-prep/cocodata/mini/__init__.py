@@ -1,0 +1,1 @@
+"""A small generated data set for tests and for trying things out."""
