@@ -40,7 +40,7 @@ help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-17s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: setup
-setup: ## Make the environment .venv from the lock (PYTHON= names a Python 3.11)
+setup: ## Make the environment .venv from the lock (PYTHON= names one of 3.11 to 3.13)
 	@PYTHON="$(PYTHON)" tools/setup.sh
 
 .PHONY: horovod
@@ -260,8 +260,8 @@ bench-coco-sync: setup ## Measure coco-sync beside rsync on shaped links, as roo
 
 .PHONY: lock
 lock: setup ## Write requirements.lock anew from pyproject.toml
-	.uv/bin/uv pip compile --quiet --generate-hashes --no-emit-index-url --python-version 3.11 \
-	    --group control --group dev pyproject.toml -o requirements.lock
+	.uv/bin/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url \
+	    --python-version 3.11 --group control --group dev pyproject.toml -o requirements.lock
 
 .PHONY: clean
 clean: ## Remove caches and built wheels; data, runs and .venv stay

@@ -1,3 +1,4 @@
+import importlib.metadata
 import os
 import re
 import shutil
@@ -6,16 +7,27 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[2]
 LOCKS = ("requirements.lock", "requirements-uv.txt", "docker/horovod.txt")
 
 
+def _lines(name: str) -> list[str]:
+    """The lines of a lock file, one a package."""
+    text = re.sub(r"#.*", "", (ROOT / name).read_text()).replace("\\\n", " ")
+    return list(filter(str.strip, text.splitlines()))
+
+
+def _requirements(name: str) -> list[str]:
+    """The packages of a lock file, without their hashes."""
+    return [line.partition(" --hash")[0] for line in _lines(name)]
+
+
 def _pins(name: str) -> dict[str, tuple[str, str]]:
     """Return version and hash options of each package of a lock file."""
-    text = re.sub(r"#.*", "", (ROOT / name).read_text()).replace("\\\n", " ")
     pins = {}
-    for line in filter(str.strip, text.splitlines()):
+    for line in _lines(name):
         match = re.match(r"([\w.-]+)(?:\[.*?\])?==(\S+)(.*)", line)
         assert match, f"{name}: {line}"
         pins[_normal(match[1])] = (match[2], match[3])
@@ -48,6 +60,22 @@ def test_locks_hash_everything_and_name_no_host(name: str) -> None:
     assert not re.search(r"https?://|--(extra-)?index-url|--find-links", (ROOT / name).read_text())
 
 
+@pytest.mark.parametrize("version", ["3.11", "3.12", "3.13"])
+def test_the_lock_is_complete_for_every_supported_python(version: str) -> None:
+    """What the installed packages require under a Python, the lock installs there."""
+    environment = {"python_version": version, "python_full_version": f"{version}.9", "extra": ""}
+    locked = {
+        _normal(requirement.name)
+        for requirement in map(Requirement, _requirements("requirements.lock"))
+        if requirement.marker is None or requirement.marker.evaluate(environment)
+    }
+    for distribution in importlib.metadata.distributions():
+        for requirement in map(Requirement, distribution.requires or ()):
+            if requirement.marker is None or requirement.marker.evaluate(environment):
+                needs = f"{distribution.name} needs {requirement}"
+                assert _normal(requirement.name) in locked, f"{needs}: run make lock"
+
+
 def test_help_lists_every_target() -> None:
     text = (ROOT / "Makefile").read_text()
     targets = re.findall(r"^\.PHONY: (\S+)$", text, re.MULTILINE)
@@ -73,11 +101,13 @@ def clone(tmp_path: Path) -> Path:
     return folder
 
 
-def _setup(clone: Path, commands: dict[str, str]) -> subprocess.CompletedProcess[str]:
+def _setup(
+    clone: Path, commands: dict[str, str], python: str = ""
+) -> subprocess.CompletedProcess[str]:
     """Run setup.sh where only the basic commands and the given scripts are on the PATH."""
     folder = clone / "bin"
     folder.mkdir()
-    for name in ("bash", "dirname", "rm", "cat", "cmp", "cp", "env"):
+    for name in ("bash", "dirname", "rm", "cat", "chmod", "cmp", "cp", "env", "mkdir", "tee"):
         found = shutil.which(name)
         assert found is not None
         (folder / name).symlink_to(found)
@@ -87,7 +117,7 @@ def _setup(clone: Path, commands: dict[str, str]) -> subprocess.CompletedProcess
         path.chmod(0o755)
     return subprocess.run(
         [str(clone / "tools/setup.sh")],
-        env={"PATH": str(folder), "HOME": os.environ.get("HOME", "/")},
+        env={"PATH": str(folder), "HOME": os.environ.get("HOME", "/"), "PYTHON": python},
         capture_output=True,
         text=True,
         check=False,
@@ -104,16 +134,61 @@ def test_missing_git_is_named(clone: Path) -> None:
 def test_missing_python_is_named(clone: Path, commands: dict[str, str]) -> None:
     outcome = _setup(clone, {"git": "exit 0", **commands})
     assert outcome.returncode == 1
-    assert outcome.stderr.startswith("error: Python 3.11 is missing")
-    assert "apt install python3.11-venv" in outcome.stderr
+    assert outcome.stderr.startswith("error: no Python 3.11, 3.12 or 3.13 was found")
+    assert "apt install python3-venv" in outcome.stderr
     assert not (clone / ".venv").exists()
 
 
 def test_missing_venv_module_is_named(clone: Path) -> None:
-    python = 'case "$*" in *ensurepip*) exit 1;; *executable*) echo python3.11;; esac'
-    outcome = _setup(clone, {"git": "exit 0", "python3.11": python})
+    python = 'case "$*" in *ensurepip*) exit 1;; *executable*) echo python3.13;; esac'
+    outcome = _setup(clone, {"git": "exit 0", "python3.13": python})
     assert outcome.returncode == 1
+    assert outcome.stderr.startswith("error: python3.13 cannot make virtual environments")
     assert "its venv or ensurepip module is missing" in outcome.stderr
+
+
+# Stands in for uv. Its Python has no venv module, so that setup stops there and names it.
+UV = 'case "$*" in *find*) echo downloaded-python;; *) echo "$*" >>uv-calls;; esac'
+DOWNLOADED = {"downloaded-python": "exit 1"}
+
+
+def test_uv_downloads_a_python_where_there_is_none(clone: Path) -> None:
+    outcome = _setup(clone, {"git": "exit 0", "uv": UV, **DOWNLOADED})
+    assert (clone / "uv-calls").read_text() == "python install --quiet 3.11\n"
+    assert outcome.stderr.startswith("error: downloaded-python cannot make virtual environments")
+
+
+def test_an_unsupported_python_installs_uv_which_downloads_one(clone: Path) -> None:
+    """Python 3.10 is too old for the project, and good enough to install uv with."""
+    python = f"""case "$*" in
+        *"(3, 11)"*) exit 1;;
+        "-m venv .uv")
+            mkdir -p .uv/bin
+            printf '#!%s\\n' "{clone}/bin/bash" | tee .uv/bin/python >.uv/bin/uv
+            cat >>.uv/bin/uv <<'EOF'
+{UV}
+EOF
+            chmod +x .uv/bin/*;;
+    esac"""
+    outcome = _setup(clone, {"git": "exit 0", "python3": python, **DOWNLOADED})
+    assert (clone / "uv-calls").read_text() == "python install --quiet 3.11\n"
+    assert outcome.stderr.startswith("error: downloaded-python cannot make virtual environments")
+    assert (clone / ".uv/.made-from").read_bytes() == (ROOT / "requirements-uv.txt").read_bytes()
+
+
+def test_a_failed_download_says_what_to_do(clone: Path) -> None:
+    outcome = _setup(clone, {"git": "exit 0", "uv": "echo no network >&2; exit 2"})
+    assert outcome.returncode == 1
+    assert "no network\nerror: no Python 3.11, 3.12 or 3.13 was found" in outcome.stderr
+    assert "UV_PYTHON_INSTALL_MIRROR" in outcome.stderr
+
+
+def test_the_python_that_was_asked_for_must_be_supported(clone: Path) -> None:
+    outcome = _setup(
+        clone, {"git": "exit 0", "uv": UV, "python3.14": "exit 1"}, python="python3.14"
+    )
+    assert outcome.returncode == 1
+    assert outcome.stderr.startswith("error: PYTHON=python3.14 is not a Python 3.11, 3.12 or 3.13")
 
 
 def test_a_target_says_which_variable_it_needs() -> None:
