@@ -5,7 +5,6 @@ load BUNDLE` gives the images to its engine, and the inventory names the folder 
 Needs apt-get here for the hosts' packages, pip for the wheels and an engine for the images.
 """
 
-import hashlib
 import json
 import re
 import shutil
@@ -23,6 +22,11 @@ import yaml
 from rich.console import Console
 
 ROOT = Path(__file__).resolve().parent.parent
+# Started as a script, also without make's PYTHONPATH.
+sys.path.append(str(ROOT / "data-prep"))
+
+from cocodata.files import atomic_path, file_digest, write_atomically  # noqa: E402
+
 # What the roles install.
 PACKAGES = [
     "ca-certificates",
@@ -78,12 +82,6 @@ def _run(*command: str | Path) -> str:
     return done.stdout
 
 
-def sha256(file: Path) -> str:
-    """Return the hash of a file's content, in hexadecimal."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def images() -> list[str]:
     """Return the names of the images that a cluster runs."""
     lines = (ROOT / "versions.env").read_text().splitlines()
@@ -97,14 +95,14 @@ def save_images(folder: Path) -> None:
     for name in images():
         file = folder / (re.sub(r"[^\w.-]+", "_", name) + ".tar.zst")
         console.print(f"image {name}")
-        beside = file.with_name(f".{file.name}.partial")
-        save = subprocess.Popen(["docker", "save", name], stdout=subprocess.PIPE)
-        command = ["zstd", "--quiet", "--threads=0", "--force", "-o", str(beside)]
-        packed = subprocess.run(command, stdin=save.stdout, check=False).returncode
-        if save.wait() or packed:
-            beside.unlink(missing_ok=True)
-            raise BundleError(f"{name} could not be saved: is it built or pulled (docker images)?")
-        beside.replace(file)
+        with atomic_path(file) as temporary:
+            save = subprocess.Popen(["docker", "save", name], stdout=subprocess.PIPE)
+            command = ["zstd", "--quiet", "--threads=0", "--force", "-o", str(temporary)]
+            packed = subprocess.run(command, stdin=save.stdout, check=False).returncode
+            if save.wait() or packed:
+                raise BundleError(
+                    f"{name} could not be saved: is it built or pulled (docker images)?"
+                )
 
 
 def download_wheels(folder: Path) -> None:
@@ -193,11 +191,9 @@ def download_packages(release: str, file: Path, mirror: str = "", toolkit: str =
         archives = apt / "cache/archives"
         debs = sorted(archives.glob("*.deb"))
         (archives / "Packages").write_text("\n".join(_stanzas(config, debs)))
-        beside = file.with_name(f".{file.name}.partial")
-        with tarfile.open(beside, "w") as tar:
+        with atomic_path(file) as temporary, tarfile.open(temporary, "w") as tar:
             for deb in (archives / "Packages", *debs):
                 tar.add(deb, arcname=deb.name)
-        beside.replace(file)
 
 
 def _stanzas(config: str, debs: list[Path]) -> Iterator[str]:
@@ -225,12 +221,10 @@ def write_manifest(bundle: Path) -> list[int]:
     )
     sizes = [path.stat().st_size for path in files]
     entries = {
-        str(path.relative_to(bundle)): {"size": size, "sha256": sha256(path)}
+        str(path.relative_to(bundle)): {"size": size, "sha256": file_digest(path)}
         for path, size in zip(files, sizes, strict=True)
     }
-    beside = bundle / f".{MANIFEST}.partial"
-    beside.write_text(json.dumps({"files": entries}, indent=1))
-    beside.replace(bundle / MANIFEST)
+    write_atomically(bundle / MANIFEST, json.dumps({"files": entries}, indent=1))
     return sizes
 
 
@@ -274,7 +268,7 @@ def load(bundle: Annotated[Path, typer.Argument(help="The bundle's folder")]) ->
     entries = json.loads(manifest.read_text())["files"]
     for name, entry in entries.items():
         file = bundle / name
-        if not file.is_file() or sha256(file) != entry["sha256"]:
+        if not file.is_file() or file_digest(file) != entry["sha256"]:
             raise BundleError(f"{file} is missing or damaged: copy the bundle again")
     for name in filter(lambda name: name.startswith("images/"), entries):
         console.print(name)

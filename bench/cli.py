@@ -30,6 +30,7 @@ from bench.measuring import Settings
 from bench.plot import save_plot
 from bench.report import Run, markdown, show
 from bench.results import ComparisonResult
+from cocodata.files import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 MINI_COCO = ROOT / "data" / "mini-coco"
@@ -118,9 +119,7 @@ def write_results(run: Run, folder: Path) -> list[Path]:
     files = []
     for suffix, text in texts.items():
         file = stem.with_name(stem.name + suffix)
-        beside = file.with_name(f".{file.name}.{os.getpid()}")
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(file)
+        write_atomically(file, text)
         files.append(file)
     return files + save_plot(run, stem)
 

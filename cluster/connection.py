@@ -31,6 +31,7 @@ from determined.common.api import authentication, certs
 from determined.experimental import Determined
 
 from cluster.errors import ClusterError
+from cocodata.files import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / ".secrets" / "clusters"
@@ -125,15 +126,11 @@ def save_connection(connection: Connection) -> Path:
 
 
 def write_secret(file: Path, text: str) -> None:
-    """Write a file with mode 600 in a folder with mode 700, beside it first, then renamed."""
+    """Write a file with mode 600 in a folder with mode 700."""
     file.parent.mkdir(parents=True, exist_ok=True)
     if file.parent != ROOT:
         file.parent.chmod(0o700)
-    beside = file.with_name(f".{file.name}.partial")
-    beside.unlink(missing_ok=True)
-    beside.touch(mode=0o600)
-    beside.write_text(text)
-    beside.replace(file)
+    write_atomically(file, text, mode=0o600)
 
 
 @contextlib.contextmanager

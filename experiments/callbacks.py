@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from determined import pytorch
 
+from cocodata.files import write_atomically
 from experiments.checkpoint import (
     DETECTOR,
     CheckpointError,
     LocalCheckpoints,
     SavedCheckpoint,
     require_room,
-    write_atomically,
     write_digests,
 )
 from experiments.cluster_run import search_has_decided

@@ -5,9 +5,7 @@ plus two files of ours: detector.json says how to rebuild the detector, sha256.j
 SHA-256 of every other file.
 """
 
-import hashlib
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ import torch
 from numpy._core import multiarray
 
 from cocodata import Categories
+from cocodata.files import file_digest, write_atomically
 from model import EfficientDet, build_detector, load_weights
 
 DIGESTS = "sha256.json"
@@ -28,25 +27,10 @@ class CheckpointError(RuntimeError):
     """A checkpoint that cannot be used; the message names the file and what to do."""
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write beside, then rename, so that a reader never meets half a file."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with beside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def write_digests(folder: Path) -> None:
     """Write the SHA-256 of every file below the folder into its sha256.json."""
     digests = {
-        file.relative_to(folder).as_posix(): _sha256(file)
+        file.relative_to(folder).as_posix(): file_digest(file)
         for file in sorted(folder.rglob("*"))
         if file.is_file() and file.name != DIGESTS
     }
@@ -74,7 +58,7 @@ def verify_digests(folder: Path) -> None:
         file = folder / name
         if not file.is_file():
             raise CheckpointError(f"{file}: missing from the checkpoint; use an earlier one")
-        if _sha256(file) != digest:
+        if file_digest(file) != digest:
             raise CheckpointError(
                 f"{file}: its content is not what was saved (SHA-256 differs): the file is "
                 "damaged; use an earlier checkpoint"

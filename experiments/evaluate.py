@@ -16,7 +16,8 @@ import typer  # noqa: E402
 from rich.console import Console  # noqa: E402
 
 from cocodata import DatasetError, load_split, splits  # noqa: E402
-from experiments.checkpoint import CheckpointError, write_atomically  # noqa: E402
+from cocodata.files import write_atomically  # noqa: E402
+from experiments.checkpoint import CheckpointError  # noqa: E402
 from experiments.evaluation import write_coco_results  # noqa: E402
 from experiments.evaluation.inference import (  # noqa: E402
     evaluation_input,

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from cocodata import Split
+from cocodata.files import write_atomically
 from experiments import provenance
 from experiments.checkpoint import (
     CheckpointError,
     LocalCheckpoints,
     SavedCheckpoint,
     verify_digests,
-    write_atomically,
 )
 from experiments.config import ExperimentConfig
 from experiments.evaluation.report import sample_pictures, write_report

@@ -17,7 +17,8 @@ import typer  # noqa: E402
 from rich.console import Console  # noqa: E402
 
 from cocodata import Categories, DatasetError, Split, load_split, splits  # noqa: E402
-from experiments.checkpoint import CheckpointError, trained_categories, write_atomically  # noqa: E402
+from cocodata.files import write_atomically  # noqa: E402
+from experiments.checkpoint import CheckpointError, trained_categories  # noqa: E402
 from experiments.communication import SingleProcess  # noqa: E402
 from experiments.evaluation import Detections, DetectionTable  # noqa: E402
 from experiments.evaluation.drawing import draw_detections  # noqa: E402

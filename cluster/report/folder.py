@@ -2,7 +2,6 @@
 
 import datetime
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from cluster.report.records import ClusterRecord, ExperimentRecord
 from cluster.report.search import SearchedTrial, searched_trials
 from cluster.report.speed import ScalingPoint, scaling
 from cluster.report.tables import write_tables
+from cocodata.files import atomic_folder
 from experiments.evaluation.plots import save_figure
 
 _OWN_FILES = re.compile(
@@ -55,21 +55,11 @@ def write_folder(
     searches = {each.id: searched_trials(each) for each in experiments if each.is_search}
     made = datetime.datetime.now(datetime.UTC)
     out = out.resolve()
-    beside = out.with_name(f".{out.name}.partial")
-    replaced = out.with_name(f".{out.name}.replaced")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    try:
-        _save_figures(experiments, workloads, searches, beside)
-        write_tables(cluster, experiments, workloads, searches, beside)
+    with atomic_folder(out) as temporary:
+        _save_figures(experiments, workloads, searches, temporary)
+        write_tables(cluster, experiments, workloads, searches, temporary)
         text = readme(cluster, experiments, workloads, searches, made)
-        (beside / "README.md").write_text(text, encoding="utf-8")
-        if out.exists():
-            out.rename(replaced)
-        beside.rename(out)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)
+        (temporary / "README.md").write_text(text, encoding="utf-8")
     return out / "README.md"
 
 

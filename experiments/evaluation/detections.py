@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cocodata import Categories
+from cocodata.files import atomic_path
 from experiments.communication import Communicator
 
 # Rows under this score are padding or noise: the limit of the reference implementation. It keeps
@@ -139,17 +140,12 @@ def write_coco_results(path: Path, detections: Detections) -> None:
     """Write detections in COCO's result format, which pycocotools' `loadRes` reads.
 
     Numbers are written with all their digits, so that the file gives exactly the metrics that the
-    table gave. The file is complete or absent: it is written beside `path`, then renamed.
+    table gave. The file is complete or absent.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("wb") as file:
-            for piece in _json_pieces(detections):
-                file.write(piece)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        for piece in _json_pieces(detections):
+            file.write(piece)
 
 
 def _json_pieces(detections: Detections) -> Iterator[bytes]:

@@ -1,11 +1,12 @@
 """Curves of a run, from plain series: of a local run's record or of Determined's."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from cocodata.files import atomic_path
 
 Series = tuple[Sequence[float], Sequence[float]]
 """x and y of a curve, of one length."""
@@ -85,14 +86,10 @@ def save_figure(figure: Figure, stem: Path) -> list[Path]:
     files = []
     for kind in ("png", "svg"):
         file = stem.with_suffix(f".{kind}")
-        beside = stem.with_name(f".{stem.name}.{os.getpid()}.{kind}")
         # No date, so that the same run gives the same files.
         metadata = {"Date": None} if kind == "svg" else None
-        try:
-            figure.savefig(beside, format=kind, dpi=150, metadata=metadata)
-            beside.replace(file)
-        finally:
-            beside.unlink(missing_ok=True)
+        with atomic_path(file) as temporary:
+            figure.savefig(temporary, format=kind, dpi=150, metadata=metadata)
         files.append(file)
     return files
 

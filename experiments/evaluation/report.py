@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -13,6 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from cocodata import Split
+from cocodata.files import atomic_path, write_atomically
 from experiments.evaluation.coco import METRICS
 from experiments.evaluation.detections import Detections
 from experiments.evaluation.drawing import DrawnImage, contact_sheet
@@ -62,9 +62,8 @@ def write_report(
         save_image(contact_sheet(pictures, names), folder / "detections.png")
     text = _readme(run.name, record, _settings(run), with_pictures=bool(pictures))
     readme = folder / "README.md"
-    beside = readme.with_name(f".README.{os.getpid()}.md")
-    beside.write_text(text, encoding="utf-8")
-    return beside.replace(readme)
+    write_atomically(readme, text)
+    return readme
 
 
 def loss_figure(record: RunRecord) -> Figure:
@@ -126,12 +125,8 @@ def sample_pictures(
 
 def save_image(image: Image.Image, file: Path) -> None:
     """Write an image, complete or not at all."""
-    beside = file.with_name(f".{os.getpid()}.{file.name}")
-    try:
-        image.save(beside)
-        beside.replace(file)
-    finally:
-        beside.unlink(missing_ok=True)
+    with atomic_path(file) as temporary:
+        image.save(temporary)
 
 
 def _settings(run: Path) -> dict[str, Any]:

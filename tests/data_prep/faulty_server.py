@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cocodata.download.archives import Archive, file_digest
+from cocodata.download.archives import Archive, archive_digest
 
 IMAGES, ANNOTATIONS = "/zips/val2017.zip", "/annotations/annotations_trainval2017.zip"
 
@@ -175,7 +175,7 @@ class FaultyServer(http.server.ThreadingHTTPServer):
 def archive_on(server: FaultyServer, path: str = IMAGES) -> Archive:
     """Return an archive of the server, with its checksum and size."""
     file = server.behaviour.folder / path.lstrip("/")
-    return Archive(server.url + path, file_digest(file, "md5"), file.stat().st_size)
+    return Archive(server.url + path, archive_digest(file, "md5"), file.stat().st_size)
 
 
 def content_of(server: FaultyServer, path: str = IMAGES) -> bytes:

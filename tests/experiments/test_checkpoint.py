@@ -13,7 +13,6 @@ from experiments.checkpoint import (
     load_detector,
     require_room,
     verify_digests,
-    write_atomically,
     write_digests,
 )
 
@@ -112,19 +111,6 @@ def test_a_resumed_run_replaces_what_came_after(tmp_path: Path) -> None:
         index.add(SavedCheckpoint(f"first-{number}", number, None))
     index.add(SavedCheckpoint("second-20", 20, None))
     assert [saved.uuid for saved in index.all()] == ["first-10", "second-20"]
-
-
-def test_writing_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    target = tmp_path / "index.json"
-    write_atomically(target, "old")
-
-    def full_disk(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full_disk)
-    with pytest.raises(OSError, match="No space left"):
-        write_atomically(target, "new")
-    assert target.read_text() == "old"
 
 
 def test_storage_without_room_is_refused_before_a_byte_is_written(

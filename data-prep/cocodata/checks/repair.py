@@ -13,7 +13,8 @@ from cocodata.download.archives import Archive
 from cocodata.download.extract import extract_files
 from cocodata.download.fetching import Fetcher
 from cocodata.errors import DatasetError
-from cocodata.format.manifest import hash_file, replace_file
+from cocodata.files import write_atomically
+from cocodata.format.manifest import hash_file
 
 ARCHIVES = "archives"
 """The folder within a data set's where its archives are kept; it is not part of the data set."""
@@ -36,7 +37,7 @@ _OF_A_FILE = frozenset(
 def write_sources(folder: Path, archives: Sequence[Archive]) -> None:
     """Remember beside downloaded archives where they came from."""
     tree = [{"url": each.url, "digest": each.digest, "size": each.size} for each in archives]
-    replace_file(folder / _SOURCES, orjson.dumps(tree, option=orjson.OPT_INDENT_2) + b"\n")
+    write_atomically(folder / _SOURCES, orjson.dumps(tree, option=orjson.OPT_INDENT_2) + b"\n")
 
 
 def sources(folder: Path) -> list[Archive | Path]:

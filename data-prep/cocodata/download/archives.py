@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import urldefrag, urlsplit
 
 from cocodata.errors import DatasetError
+from cocodata.files import file_digest
 
 _DIGEST = re.compile(r"(md5|sha1|sha256|sha512):([0-9a-f]+)")
 
@@ -79,7 +80,6 @@ def at_mirror(archive: Archive, mirror: str) -> Archive:
     return replace(archive, url=mirror.rstrip("/") + urlsplit(archive.url).path)
 
 
-def file_digest(path: Path, algorithm: str) -> str:
+def archive_digest(path: Path, algorithm: str) -> str:
     """Return `algorithm:hexadecimal` of a file's content."""
-    with path.open("rb") as file:
-        return f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()}"
+    return f"{algorithm}:{file_digest(path, algorithm)}"

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import orjson
 
-from cocodata.download.archives import Archive, file_digest
+from cocodata.download.archives import Archive, archive_digest
 from cocodata.download.fetching import ChangedError, Fetcher, FetchError, Remote
 from cocodata.errors import DatasetError
+from cocodata.files import write_atomically
 
 PIECE = 16 << 20
 """Bytes of a request; as much of each connection's work is lost at most when killed."""
@@ -82,9 +83,8 @@ class _Transfer:
                 "validator": self.remote.validator,
                 "done": sorted(self.done),
             }
-            beside = self.journal.with_suffix(".new")
-            beside.write_bytes(orjson.dumps(state))
-            beside.replace(self.journal)
+            # Where it is lost, pieces are fetched again.
+            write_atomically(self.journal, orjson.dumps(state), durable=False)
 
     def discard(self) -> None:
         self.done.clear()
@@ -181,7 +181,7 @@ def is_complete(path: Path, archive: Archive, watcher: Watcher | None = None) ->
         return True
     if watcher is not None:
         watcher.check(archive)
-    found = file_digest(path, archive.digest.partition(":")[0])
+    found = archive_digest(path, archive.digest.partition(":")[0])
     if found != archive.digest:
         raise FetchError(
             f"the file that is there has the checksum {found}, not {archive.digest}: move it away"
@@ -323,7 +323,7 @@ def _accept(transfer: _Transfer, watcher: Watcher) -> None:
     archive = transfer.archive
     watcher.check(archive)
     if archive.digest is not None:
-        found = file_digest(transfer.part, archive.digest.partition(":")[0])
+        found = archive_digest(transfer.part, archive.digest.partition(":")[0])
         if found != archive.digest:
             raise _WrongError(
                 f"{archive.url}: its checksum is {found}, not {archive.digest}. The server has "

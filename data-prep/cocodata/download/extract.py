@@ -1,7 +1,6 @@
 """Unpacking archives of COCO's layout, all of them or single files, from disk or from a server."""
 
 import io
-import os
 import shutil
 import zipfile
 import zlib
@@ -15,6 +14,7 @@ from cocodata.download.archives import Archive
 from cocodata.download.download import require_room
 from cocodata.download.fetching import Fetcher, FetchError, RemoteFile
 from cocodata.errors import DatasetError
+from cocodata.files import atomic_path
 from cocodata.format.manifest import chunks, usable_cores
 
 _FAILURES = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)
@@ -162,11 +162,10 @@ def _extract_some(archive: Path, root: Path, names: list[str]) -> int:
 def _extract_one(archive: zipfile.ZipFile, name: str, root: Path) -> None:
     path = root / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Not in the image folder, where all files count.
-    beside = root / f".{os.getpid()}.unpacking"
-    try:
-        with archive.open(name) as source, beside.open("wb") as target:
-            shutil.copyfileobj(source, target, 1 << 20)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    # Every file in an image folder belongs to the data set, so the temporary one is not put there.
+    with (
+        atomic_path(path, folder=root) as temporary,
+        archive.open(name) as source,
+        temporary.open("wb") as target,
+    ):
+        shutil.copyfileobj(source, target, 1 << 20)

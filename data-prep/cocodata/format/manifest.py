@@ -18,6 +18,7 @@ from typing import Any
 import orjson
 
 from cocodata.errors import DatasetError
+from cocodata.files import file_digest, write_atomically
 from cocodata.format.split import splits
 
 MANIFEST_NAME = "manifest.json"
@@ -100,18 +101,8 @@ def manifest_bytes(manifest: Manifest) -> bytes:
 
 
 def write_manifest(data: Path, manifest: Manifest) -> None:
-    """Write manifest.json into a data set folder, beside the old one first."""
-    replace_file(data / MANIFEST_NAME, manifest_bytes(manifest))
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file beside its place and then rename it."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_bytes(content)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    """Write manifest.json into a data set folder."""
+    write_atomically(data / MANIFEST_NAME, manifest_bytes(manifest))
 
 
 def dataset_files(data: Path) -> list[str]:
@@ -172,9 +163,7 @@ def hash_file(path: Path) -> FileEntry:
         DatasetError: it cannot be read.
     """
     try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256")
-            return FileEntry(file.tell(), digest.hexdigest())
+        return FileEntry(path.stat().st_size, file_digest(path))
     except OSError as error:
         raise DatasetError(f"{path}: cannot be read ({error.strerror})") from None
 

@@ -6,8 +6,6 @@ without objects, crowds, objects that hide each other, and category ids with gap
 """
 
 import io
-import os
-import shutil
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -20,6 +18,7 @@ from PIL import Image
 
 from cocodata.checks.verify import verify_dataset
 from cocodata.errors import DatasetError
+from cocodata.files import atomic_folder
 from cocodata.format.manifest import (
     MANIFEST_NAME,
     hold_against,
@@ -72,26 +71,15 @@ def generate_mini_coco(
     if _is_there(out, name):
         return False
 
-    beside = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    beside.mkdir(parents=True)
-    try:
+    with atomic_folder(out) as temporary:
         for split_index, (split, count) in enumerate(
             zip(_SPLITS, (num_train, num_val), strict=True)
         ):
-            _write_split(beside, split, count, (seed, split_index), advance)
-        _, manifest = verify_dataset(beside)
+            _write_split(temporary, split, count, (seed, split_index), advance)
+        _, manifest = verify_dataset(temporary)
         if manifest.verified is None:
-            raise AssertionError(f"the generated data set {beside} is not sound")
-        write_manifest(beside, replace(manifest, name=name))
-        if out.exists():
-            replaced = out.with_name(f".{out.name}.replaced-{os.getpid()}")
-            out.rename(replaced)
-            beside.rename(out)
-            shutil.rmtree(replaced)
-        else:
-            beside.rename(out)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+            raise AssertionError(f"the generated data set {temporary} has problems")
+        write_manifest(temporary, replace(manifest, name=name))
     return True
 
 

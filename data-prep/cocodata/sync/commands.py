@@ -10,7 +10,7 @@ import typer
 
 from cocodata.checks.problems import count
 from cocodata.errors import DatasetError
-from cocodata.format.manifest import replace_file
+from cocodata.files import write_atomically
 from cocodata.sync.control import Options, Result, Synchronisation
 from cocodata.sync.display import live_view
 from cocodata.sync.hosts import read_hosts, this_machine
@@ -70,7 +70,7 @@ def sync(
         run = Synchronisation(seal, packed, read_hosts(hosts), options, show)
         result = asyncio.run(run.verify(repair=repair) if verify else run.synchronise())
     if json is not None:
-        replace_file(json, orjson.dumps(result.as_dict(), option=orjson.OPT_INDENT_2))
+        write_atomically(json, orjson.dumps(result.as_dict(), option=orjson.OPT_INDENT_2))
     report(result, seal.size)
 
 

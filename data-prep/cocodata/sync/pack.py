@@ -8,7 +8,6 @@ manifest's. So the same data set gives the same bytes, wherever and whenever it 
 
 import hashlib
 import io
-import os
 import re
 import shutil
 import subprocess
@@ -22,12 +21,12 @@ import orjson
 
 from cocodata.download.download import require_room
 from cocodata.errors import DatasetError
+from cocodata.files import atomic_path, file_digest, write_atomically
 from cocodata.format.manifest import (
     MANIFEST_NAME,
     Manifest,
     manifest_bytes,
     read_manifest,
-    replace_file,
 )
 from cocodata.sync.torrent import Torrent, make_torrent
 
@@ -140,32 +139,26 @@ def pack_dataset(
     # Inodes, directories and padding.
     require_room(folder, total + 512 * len(manifest.files) + (64 << 20), "the image")
     image = folder / f"{stem}.squashfs"
-    beside = folder / f".{image.name}.{os.getpid()}"
-    try:
+    with atomic_path(image) as temporary:
         made_by = _make_image(
-            data, manifest, name, beside, lambda done: advance("Packing", done, total)
+            data, manifest, name, temporary, lambda done: advance("Packing", done, total)
         )
-        beside.chmod(0o444)
-        beside.replace(image)
-    finally:
-        beside.unlink(missing_ok=True)
+        temporary.chmod(0o444)
     size = image.stat().st_size
     torrent = make_torrent(image, piece_length, lambda done: advance("Hashing", done, size))
-    replace_file(image.with_suffix(".torrent"), torrent)
-    with image.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    write_atomically(image.with_suffix(".torrent"), torrent)
     seal = Seal(
         name=name,
         version=manifest.version,
         image=image.name,
         torrent=f"{stem}.torrent",
         size=size,
-        sha256=digest,
+        sha256=file_digest(image),
         images=dict(manifest.verified["images"]),
         made_by=made_by,
     )
     # Last: where it is, all of it is.
-    replace_file(folder / SEAL, orjson.dumps(asdict(seal), option=orjson.OPT_INDENT_2))
+    write_atomically(folder / SEAL, orjson.dumps(asdict(seal), option=orjson.OPT_INDENT_2))
     return seal, True
 
 
