@@ -25,6 +25,7 @@ from rich.console import Console
 
 from bench.machine import busy, commit, machine, machine_kind
 from bench.network_lab import DATA, STORE, Lab, LabHost, missing
+from cocodata import DatasetFolder
 from cocodata.sync.control import Options, Synchronisation
 from cocodata.sync.hosts import Host
 from cocodata.sync.pack import Seal
@@ -96,7 +97,7 @@ def _pack(folder: Path, mebibytes: int) -> Seal:
     with (content / "payload").open("wb") as file:
         for _ in range(mebibytes):
             file.write(os.urandom(1 << 20))
-    (content / "manifest.json").write_text(json.dumps({"version": VERSION}))
+    DatasetFolder(content).manifest_file.write_text(json.dumps({"version": VERSION}))
     image = folder / "packed" / "bench" / f"bench-{VERSION[:16]}.squashfs"
     image.parent.mkdir(parents=True)
     options = ["-noI", "-noId", "-noD", "-noF", "-noX", "-quiet", "-no-progress"]

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from cluster.connection import Connection, explained
 from cluster.errors import ClusterError
-from experiments.progress import duration
+from cocodata.text import duration
 
 _POLL_SECONDS = 2.0
 # A master that restarts is back in seconds; one that is away for longer is worth a person's look.

@@ -5,7 +5,7 @@ import socket
 import numpy as np
 from determined import core
 
-from cocodata import DatasetError, Split, load_split, require_sound, splits
+from cocodata import DatasetError, Split, load_split, load_validated, splits
 from cocodata.format.manifest import read_manifest
 from experiments.config import ExperimentConfig
 
@@ -28,11 +28,11 @@ def load_splits(
     if distributed.get_local_rank() == 0:
         try:
             version = _required_version(config)
-            sound = require_sound(config.data, names, strict=config.hparams.strict)
-            loaded = list(sound.splits)
-            for name, count in sound.left_out.items():
+            validated = load_validated(config.data, names, strict=config.hparams.strict)
+            loaded = list(validated.splits)
+            for name, count in validated.left_out.items():
                 if count:
-                    print(f"{name}: {count} unsound images are left out (strict: false)")
+                    print(f"{name}: {count} unusable images are left out (strict: false)")
         except DatasetError as error:
             failure = str(error)
     # Every rank learns of every machine's failure, so that all stop with the message.

@@ -10,6 +10,8 @@ from rich.console import Console
 
 from cocodata import Split
 from cocodata.files import write_atomically
+from cocodata.format.manifest import read_manifest
+from cocodata.text import duration
 from experiments import provenance
 from experiments.checkpoint import (
     CheckpointError,
@@ -21,7 +23,6 @@ from experiments.config import ExperimentConfig
 from experiments.evaluation.report import sample_pictures, write_report
 from experiments.evaluation.tables import metrics_table
 from experiments.hparams import as_dict
-from experiments.progress import duration
 
 if TYPE_CHECKING:
     from experiments.trial import EfficientDetTrial
@@ -146,10 +147,8 @@ def begin(out: Path, config: ExperimentConfig, train: Split, val: Split) -> None
 
 
 def _data_version(data: Path) -> str | None:
-    manifest = data / "manifest.json"
-    if not manifest.is_file():
-        return None
-    return json.loads(manifest.read_text(encoding="utf-8")).get("version")
+    manifest = read_manifest(data)
+    return manifest.version if manifest is not None else None
 
 
 def finish(out: Path, trial: "EfficientDetTrial", seconds: float) -> None:

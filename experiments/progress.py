@@ -7,19 +7,9 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
+from cocodata.text import duration
+
 _SECONDS_BETWEEN_UPDATES = 0.5  # reading the loss waits for the device
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them: 45 s, 3 min 05 s, 2 h 07 min, 4 d 03 h."""
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    if whole < 86400:
-        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-    return f"{whole // 86400} d {whole % 86400 // 3600:02d} h"
 
 
 class TrainingProgress:

@@ -8,6 +8,7 @@ from pycocotools.cocoeval import COCOeval
 
 from bench.measuring import Measurement, Settings
 from bench.subjects.coco_result import SPLIT, load_result, result_folder
+from cocodata import DatasetFolder
 
 _MIN_SCORE = 0.001
 _METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -20,7 +21,7 @@ class Metrics:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._file = result_folder(settings) / "annotations" / f"instances_{SPLIT}.json"
+        self._file = DatasetFolder(result_folder(settings)).annotation_file(SPLIT)
         self._result = load_result(settings)
 
     def warm_up(self) -> None:

@@ -7,6 +7,7 @@ import numpy.typing as npt
 import orjson
 
 from bench.measuring import Settings
+from cocodata import DatasetFolder
 
 SPLIT = "val2017"
 _CLASSES = 80
@@ -42,7 +43,8 @@ def prepare_result(settings: Settings) -> None:
     labels = _labels(rng, total)
 
     folder = result_folder(settings)
-    (folder / "annotations").mkdir(parents=True, exist_ok=True)
+    annotation_file = DatasetFolder(folder).annotation_file(SPLIT)
+    annotation_file.parent.mkdir(parents=True, exist_ok=True)
     annotations = {
         "images": [
             {"id": number, "file_name": f"{number:012}.jpg", "width": _WIDTH, "height": _HEIGHT}
@@ -70,7 +72,7 @@ def prepare_result(settings: Settings) -> None:
             )
         ],
     }
-    (folder / "annotations" / f"instances_{SPLIT}.json").write_bytes(orjson.dumps(annotations))
+    annotation_file.write_bytes(orjson.dumps(annotations))
     np.save(folder / "image_ids.npy", image_ids)
     np.save(folder / "detections.npy", _detections(rng, images, owner, boxes, labels))
 

@@ -7,8 +7,8 @@ from typing import Any
 from cluster.report.records import ClusterRecord, ExperimentRecord
 from cluster.report.search import Outcome, SearchedTrial
 from cluster.report.speed import ScalingPoint
+from cocodata.text import duration
 from experiments.evaluation.tables import markdown_table, shown
-from experiments.progress import duration
 
 # A person reads the best trials; search-N.csv has all of them.
 _TRIALS_SHOWN = 40

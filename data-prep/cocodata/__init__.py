@@ -1,21 +1,23 @@
-"""COCO on disk: read, check, seal and generate data sets. Imports no deep-learning library."""
+"""COCO data sets on disk: download, read, check, pack and sync. Needs no deep-learning library."""
 
-from cocodata.checks.check import SoundData, check_dataset, require_sound
+from cocodata.checks.check import ValidatedData, check_dataset, load_validated
 from cocodata.checks.problems import CheckReport, Problem, ProblemKind
 from cocodata.errors import DatasetError
 from cocodata.format.categories import Categories
-from cocodata.format.split import Split, load_split, splits
+from cocodata.format.layouts import DatasetFolder, splits
+from cocodata.format.split import Split, load_split
 
 __all__ = [
     "Categories",
     "CheckReport",
     "DatasetError",
+    "DatasetFolder",
     "Problem",
     "ProblemKind",
-    "SoundData",
     "Split",
+    "ValidatedData",
     "check_dataset",
     "load_split",
-    "require_sound",
+    "load_validated",
     "splits",
 ]

@@ -9,23 +9,24 @@ import typer
 from rich.console import Console
 
 from cocodata.checks.check import check_dataset
-from cocodata.checks.problems import CheckReport, count
+from cocodata.checks.problems import CheckReport
 from cocodata.checks.repair import ARCHIVES, repair_dataset, sources, write_sources
-from cocodata.checks.verify import conclude, verify_dataset
+from cocodata.checks.verify import record_result, verify_dataset
 from cocodata.download.archives import COCO_2017, Archive, at_mirror, parse_archive
 from cocodata.download.download import download as download_archives
 from cocodata.download.extract import extract, wanted_members
 from cocodata.download.fetching import Fetcher
 from cocodata.download.progress import byte_bars, download_display, progress_bar
 from cocodata.errors import DatasetError
-from cocodata.format.manifest import build_manifest, dataset_files, write_manifest
-from cocodata.format.split import splits
+from cocodata.format.layouts import DatasetFolder, splits
+from cocodata.format.manifest import build_manifest, write_manifest
 from cocodata.mini.mini import generate_mini_coco
 from cocodata.sync.commands import sync
 from cocodata.sync.pack import pack_dataset
+from cocodata.text import count
 
 app = typer.Typer(
-    help="COCO on disk: generate the mini data set, write manifests, check and verify.",
+    help="COCO data sets on disk: generate, download, check, verify, pack and sync.",
     no_args_is_help=True,
     add_completion=False,
 )
@@ -38,42 +39,43 @@ Data = Annotated[
 Archives = Annotated[
     list[str] | None,
     typer.Option(
-        help="URL, or URL#sha256:... (md5, sha512), of a zip; may be repeated. "
-        "COCO 2017's if not given."
+        help="URL, or URL#sha256:... (or md5, sha1, sha512), of a zip file; may be repeated. "
+        "Default: those of COCO 2017."
     ),
 ]
 ArchiveFolder = Annotated[
-    Path | None, typer.Option(help="Where zip files are kept; archives/ in the data set's folder.")
+    Path | None,
+    typer.Option(help="Where zip files are kept; default: archives/ in the data set folder."),
 ]
 Proxy = Annotated[
-    str | None, typer.Option(help="Address of a proxy; the environment's if not given.")
+    str | None, typer.Option(help="Address of a proxy; default: from the environment.")
 ]
-Workers = Annotated[int | None, typer.Option(min=1, help="Processes; one per core if not given.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Processes; default: one per core.")]
 
 
 @app.command()
 def mini(
-    out: Annotated[Path, typer.Argument(help="Folder to make.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="Folder to create.", show_default=False)],
     train: Annotated[int, typer.Option(min=1, help="Images in train2017.")] = 480,
     val: Annotated[int, typer.Option(min=1, help="Images in val2017.")] = 120,
     seed: Annotated[int, typer.Option(min=0, help="Seed of every random choice.")] = 0,
 ) -> None:
-    """Generate the mini COCO; nothing happens where the same one is already."""
+    """Generate the mini COCO, unless the folder already holds the same one."""
     with progress_bar("Drawing images", train + val) as advance:
         made = generate_mini_coco(out, num_train=train, num_val=val, seed=seed, advance=advance)
-    print(f"{out}: {'generated' if made else 'already there'}, {train} + {val} images")
+    print(f"{out}: {'generated' if made else 'already exists'}, {train} + {val} images")
 
 
 @app.command()
 def manifest(
     data: Data,
     name: Annotated[
-        str | None, typer.Option(help="Name of the data set; its folder's if not given.")
+        str | None, typer.Option(help="Name of the data set; default: that of its folder.")
     ] = None,
     workers: Workers = None,
 ) -> None:
-    """Hash every file and write manifest.json; `verify` has to be run again after it."""
-    with progress_bar("Hashing files", len(dataset_files(data))) as advance:
+    """Hash every file and write manifest.json; run `verify` again afterwards."""
+    with progress_bar("Hashing files", len(DatasetFolder(data).files())) as advance:
         built = build_manifest(data, name or data.resolve().name, workers=workers, advance=advance)
     write_manifest(data, built)
     print(f"{data}: {count(len(built.files), 'file')}, version {built.version}")
@@ -85,25 +87,30 @@ def download(
     *,
     archive: Archives = None,
     mirror: Annotated[
-        str | None, typer.Option(help="Address of a server that has them under the same paths.")
+        str | None,
+        typer.Option(help="Address of a server that has the archives under the same paths."),
     ] = None,
     proxy: Proxy = None,
-    connections: Annotated[int, typer.Option(min=1, help="Requests at the same time.")] = 8,
+    connections: Annotated[int, typer.Option(min=1, help="Concurrent requests.")] = 8,
     folder: ArchiveFolder = None,
     workers: Workers = None,
 ) -> None:
-    """Download, check and unpack COCO 2017 or other archives; goes on where it stopped."""
+    """Download, check and unpack COCO 2017 or other archives; resumes where it stopped."""
     wanted = [parse_archive(text) for text in archive or []] or list(COCO_2017)
     if mirror:
         wanted = [at_mirror(each, mirror) for each in wanted]
     folder = folder or out / ARCHIVES
     with download_display() as (watcher, note):
         fetcher = Fetcher(proxy=proxy, connections=connections, note=note)
-        # Images hardly shrink in an archive, annotations to a third or so; what is unpacked already
-        # is not needed again, and is looked at to the byte before unpacking.
-        room = 0 if (out / "annotations").is_dir() else sum(each.size or 0 for each in wanted)
+        # Unpacked images are about as large as their archives. What is already unpacked needs no
+        # more space; the exact need is checked again before unpacking.
+        reserve = (
+            0
+            if DatasetFolder(out).annotation_folder.is_dir()
+            else sum(each.size or 0 for each in wanted)
+        )
         files = download_archives(
-            wanted, folder, fetcher, connections=connections, room_beside=room, watcher=watcher
+            wanted, folder, fetcher, connections=connections, reserve=reserve, watcher=watcher
         )
     write_sources(folder, wanted)
     written = 0
@@ -122,29 +129,29 @@ def verify(
     *,
     workers: Workers = None,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Unpack or fetch damaged files again, only them.")
+        bool, typer.Option("--repair", help="Restore damaged files, and only those.")
     ] = False,
     archive: Archives = None,
     proxy: Proxy = None,
     folder: ArchiveFolder = None,
 ) -> None:
-    """Decode every image, compare every hash, and mark the manifest as verified if all is well."""
-    with progress_bar("Verifying files", len(dataset_files(data))) as advance:
+    """Decode every image, compare every hash, and mark the manifest as verified if all agree."""
+    with progress_bar("Verifying files", len(DatasetFolder(data).files())) as advance:
         if not repair:
-            report, built = verify_dataset(data, workers=workers, advance=advance)
+            verification = verify_dataset(data, workers=workers, advance=advance)
         else:
             named: list[Archive | Path] = [parse_archive(text) for text in archive or []]
-            inspection, restored = repair_dataset(
+            verification, restored = repair_dataset(
                 data,
                 named or sources(folder or data / ARCHIVES),
                 Fetcher(proxy=proxy, note=lambda note: _errors.print(note, markup=False)),
                 workers=workers,
                 advance=advance,
             )
-            report, built = inspection.report, conclude(data, inspection)
             for path, source in restored.items():
                 print(f"{path}: restored from {source}")
-    _conclude(report)
+    built = record_result(data, verification)
+    _print_report(verification.report)
     print(f"{data}: verified, {count(len(built.files), 'file')}, version {built.version}")
 
 
@@ -154,15 +161,15 @@ def pack(
     out: Annotated[Path, typer.Argument(help="Folder for the image.", show_default=False)],
     *,
     name: Annotated[
-        str | None, typer.Option(help="Name on the hosts; the manifest's if not given.")
+        str | None, typer.Option(help="Name on the hosts; default: that in the manifest.")
     ] = None,
 ) -> None:
-    """Seal a verified data set into one read-only image for `make coco-sync`."""
+    """Pack a verified data set into one read-only image for `make coco-sync`."""
     with byte_bars() as advance:
-        seal, made = pack_dataset(data, out, name=name, advance=advance)
+        metadata, made = pack_dataset(data, out, name=name, advance=advance)
     print(
-        f"{out / seal.name / seal.image}: {'packed' if made else 'packed already'}, "
-        f"{seal.size / 1e9:.2f} GB, version {seal.version}"
+        f"{out / metadata.name / metadata.image}: {'packed' if made else 'already packed'}, "
+        f"{metadata.size / 1e9:.2f} GB, version {metadata.version}"
     )
 
 
@@ -170,23 +177,23 @@ def pack(
 def check(
     data: Data,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads; by the number of cores if not given.")
+        int | None, typer.Option(min=1, help="Threads; default: depends on the number of cores.")
     ] = None,
 ) -> None:
-    """Look at a data set as is done before training: fast, without decoding images."""
+    """Check a data set as training does before it starts: fast, without decoding images."""
     names = splits(data)
-    with progress_bar("Looking at images", None) as advance:
+    with progress_bar("Checking images", None) as advance:
         report = check_dataset(data, names, threads=threads, advance=advance)
-    _conclude(report)
-    how = "agrees with its verified manifest" if report.held_against_manifest else "no problems"
-    print(f"{data}: {how}")
+    _print_report(report)
+    result = "agrees with its verified manifest" if report.used_manifest else "no problems"
+    print(f"{data}: {result}")
 
 
 app.command()(sync)
 
 
-def _conclude(report: CheckReport) -> None:
-    """Print the notes; end with an error if there are problems."""
+def _print_report(report: CheckReport) -> None:
+    """Print the notes; raise an error if there are problems."""
     for note in report.notes:
         print(note)
     if report.problems:
@@ -194,7 +201,7 @@ def _conclude(report: CheckReport) -> None:
 
 
 def main() -> None:
-    """Run the command line; what a person can put right ends without a traceback."""
+    """Run the command line; errors that a user can fix end without a traceback."""
     try:
         app()
     except DatasetError as error:

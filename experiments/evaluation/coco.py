@@ -11,9 +11,9 @@ from typing import Any
 import hotcoco
 import numpy as np
 import numpy.typing as npt
-import orjson
 
 from cocodata import Split
+from cocodata.format.annotations import read_annotations
 from experiments.evaluation.detections import Detections
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -58,27 +58,17 @@ class CocoGroundTruth:
         """Read the split's annotation file.
 
         Raises:
-            ValueError: an annotation has no bounding box.
+            DatasetError: it is missing or is not in COCO's format.
         """
         self.name = split.name
         self.image_ids = np.asarray(split.image_ids, dtype=np.int64)
         self.category_ids = np.sort(np.asarray(split.categories.ids, dtype=np.int64))
         names = dict(zip(split.categories.ids, split.categories.names, strict=True))
         self.class_names = _unique_names([(int(each), names[each]) for each in self.category_ids])
-        annotations = orjson.loads(split.annotation_file.read_bytes())["annotations"]
-        for index, annotation in enumerate(annotations):
-            if len(annotation.get("bbox", ())) != 4:
-                raise ValueError(
-                    f"{split.annotation_file}: annotation {annotation.get('id', index)} has no "
-                    "bbox of four numbers; run `make coco-check` to see every problem"
-                )
-        boxes = np.array([each["bbox"] for each in annotations], dtype=np.float64).reshape(-1, 4)
-        image_ids = np.array([each["image_id"] for each in annotations], dtype=np.int64)
-        category_ids = np.array([each["category_id"] for each in annotations], dtype=np.int64)
-        # Files from labelling tools often leave these two out.
-        crowd = np.array([bool(each.get("iscrowd", 0)) for each in annotations], dtype=bool)
-        area = np.array([each.get("area", np.nan) for each in annotations], dtype=np.float64)
-        area = np.where(np.isnan(area), boxes[:, 2] * boxes[:, 3], area)
+        annotations = read_annotations(split.annotation_file)
+        boxes = annotations.boxes
+        image_ids, category_ids = annotations.box_image_ids, annotations.box_category_ids
+        area = np.where(np.isnan(annotations.areas), boxes[:, 2] * boxes[:, 3], annotations.areas)
         kept = np.isin(image_ids, self.image_ids) & np.isin(category_ids, self.category_ids)
         self._coco = hotcoco.COCO.from_arrays(
             # The metrics look at no image's size, and know images by their position: ids of any
@@ -92,7 +82,7 @@ class CocoGroundTruth:
             category_ids=category_ids[kept],
             boxes=boxes[kept],
             area=area[kept],
-            iscrowd=crowd[kept],
+            iscrowd=annotations.crowds[kept],
         )
 
 

@@ -4,9 +4,9 @@ import logging
 from pathlib import Path
 
 import numpy as np
-import PIL.Image
-import PIL.ImageFile
 from nvidia.dali import fn, pipeline_def, types
+
+from cocodata.format.images import ImageError, check_decoding
 
 _DALI_FAULT = "DALI cannot decode it"
 _log = logging.getLogger(__name__)
@@ -36,28 +36,10 @@ class SampleError(RuntimeError):
 def file_fault(path: Path, width: int, height: int) -> str | None:
     """What is wrong with an image file that should be this large; None if it can be read."""
     try:
-        size = path.stat().st_size
-        if size == 0:
-            return "the file is empty"
-        with PIL.Image.open(path) as image:
-            if image.size != (width, height):
-                return size_fault(image.size, (width, height))
-            image.load()
-    except FileNotFoundError:
-        return "the file is missing"
-    except PIL.UnidentifiedImageError:
-        return f"its {size} bytes are not an image"
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow's readers raise all three
-        return f"it cannot be read: {error}"
+        check_decoding(path, (width, height))
+    except ImageError as error:
+        return str(error)
     return None
-
-
-def size_fault(found: tuple[int, int], expected: tuple[int, int]) -> str:
-    """Say that an image's (width, height) is not the annotated one."""
-    return (
-        f"it is {found[0]} x {found[1]} pixels, and the annotations are for "
-        f"{expected[0]} x {expected[1]}"
-    )
 
 
 def dali_fault(path: Path) -> str | None:

@@ -13,10 +13,11 @@ import torch
 from nvidia.dali import Pipeline
 from torch import Tensor
 
+from cocodata.format.images import size_mismatch
 from experiments.input.augmentation import Geometry
 from experiments.input.config import InputConfig
 from experiments.input.erasing import Erasure, erase
-from experiments.input.failures import SampleError, dali_fault, file_fault, size_fault
+from experiments.input.failures import SampleError, dali_fault, file_fault
 from experiments.input.pipeline import JPEG_END, PipelineInputs, image_pipeline, pipeline_inputs
 
 Batch = dict[str, Tensor]
@@ -223,7 +224,7 @@ class BatchStream:
         for row in np.flatnonzero((found != prepared.sizes).any(axis=1)).tolist():
             width, height = found[row].tolist()
             expected = prepared.sizes[row].tolist()
-            raise prepared.fault(row, size_fault((width, height), tuple(expected)))
+            raise prepared.fault(row, size_mismatch((width, height), tuple(expected)))
         for row in np.flatnonzero((ends != JPEG_END).any(axis=1)).tolist():
             if prepared.paths[row] not in self._sound_without_end:
                 reason = prepared.file_fault(row)

@@ -1,12 +1,12 @@
-"""The look at a data set before training starts.
+"""The check of a data set before training starts.
 
 What counts as a problem is decided so that COCO 2017 itself has none:
 
 - A box may reach past the edge of its image by up to two pixels, which is rounding.
 - A box less than a pixel wide or high cannot be learnt and is left out of training, as in the
-  published trainings; that is told in a note. A box without any area is a problem, but for the
-  two that train2017 is known to have.
-- Grayscale and CMYK images are JPEG files like others, and bytes after the end marker are no harm.
+  published trainings; a note says so. A box without any area is a problem, except for the two that
+  train2017 is known to have.
+- Grayscale and CMYK images are valid JPEG files, and bytes after the end marker are harmless.
 """
 
 import os
@@ -17,12 +17,14 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from cocodata.checks.problems import CheckReport, Problem, ProblemKind, count
+from cocodata.checks.problems import CheckReport, Problem, ProblemKind, image_problem
 from cocodata.errors import DatasetError
-from cocodata.format.annotations import Annotations, annotation_file, read_annotations
-from cocodata.format.images import JpegError, TruncatedJpegError, jpeg_size
-from cocodata.format.manifest import Manifest, hold_against, read_manifest, usable_cores
+from cocodata.format.annotations import Annotations, read_annotations
+from cocodata.format.images import ImageError, check_header
+from cocodata.format.layouts import DatasetFolder
+from cocodata.format.manifest import Manifest, compare_with_manifest, read_manifest, usable_cores
 from cocodata.format.split import Split, build_split
+from cocodata.text import count
 
 MAX_UNUSABLE = 0.01
 """The largest part of a split that may be left out."""
@@ -34,13 +36,13 @@ _KNOWN_WITHOUT_AREA = {(918, 200365), (2206849, 550395)}
 
 
 @dataclass(frozen=True)
-class SoundData:
-    """Splits fit to train on.
+class ValidatedData:
+    """Splits that can be trained on.
 
     Attributes:
-        splits: without the images that cannot be used, in the order asked for.
+        splits: without the images that cannot be used, in the order requested.
         left_out: how many images were left out of each split, by name.
-        report: what the look found.
+        report: what the check found.
     """
 
     splits: tuple[Split, ...]
@@ -48,17 +50,17 @@ class SoundData:
     report: CheckReport
 
 
-def require_sound(
+def load_validated(
     data: Path, split_names: Sequence[str], *, strict: bool = True, threads: int | None = None
-) -> SoundData:
-    """Read the splits of a data set after making sure that they can be trained on.
+) -> ValidatedData:
+    """Check the splits of a data set, and read those that can be trained on.
 
     Args:
         data: the data set folder.
-        split_names: splits to look at and to read.
-        strict: whether any problem is an error; if not, unusable images are left out, and boxes
-            of unknown images with them.
-        threads: threads that look at files; None for a choice by the number of cores.
+        split_names: splits to check and read.
+        strict: whether any problem is an error; if not, unusable images and boxes of unknown
+            images are left out.
+        threads: threads that check files; None for a number that depends on the cores.
 
     Raises:
         DatasetError: there are problems and `strict` is set, or leaving images out does not help
@@ -73,7 +75,7 @@ def require_sound(
             obstacles.append(f"{name} cannot be used at all")
             continue
         if name not in annotations:
-            annotations[name] = read_annotations(annotation_file(data, name))
+            annotations[name] = read_annotations(DatasetFolder(data).annotation_file(name))
         for bad, total, what in (
             (len(report.unusable(name)), len(annotations[name].image_ids), "image"),
             (sum(p.image_id is None for p in of_split), len(annotations[name].boxes), "box"),
@@ -84,10 +86,10 @@ def require_sound(
                 )
     if report.problems and (strict or obstacles):
         if obstacles:
-            ending = f"{'; '.join(obstacles)}: more than 1 % is an error also with strict: false"
+            ending = f"{'; '.join(obstacles)}: more than 1 % is an error even with strict: false"
         else:
             num_unusable = sum(len(report.unusable(name)) for name in split_names)
-            ending = f"strict: false trains without the {count(num_unusable, 'image')} concerned"
+            ending = f"strict: false trains without the {count(num_unusable, 'image')} affected"
         raise DatasetError(f"{report.message()}\n{ending}")
 
     splits, left_out = [], {}
@@ -98,7 +100,7 @@ def require_sound(
         if len(unusable):
             split = split.select(~np.isin(split.image_ids, unusable))
         splits.append(split)
-    return SoundData(tuple(splits), left_out, report)
+    return ValidatedData(tuple(splits), left_out, report)
 
 
 def check_dataset(
@@ -109,15 +111,15 @@ def check_dataset(
     advance: Callable[[int], None] = lambda _: None,
     use_manifest: bool = True,
 ) -> CheckReport:
-    """Look at the splits of a data set without decoding images.
+    """Check the splits of a data set without decoding images.
 
-    A data set with a manifest that was verified is only held against it.
+    A data set with a verified manifest is only compared with it.
 
     Args:
         data: the data set folder.
-        split_names: splits to look at.
-        threads: threads that look at files; None for a choice by the number of cores.
-        advance: told how many more images are done.
+        split_names: splits to check.
+        threads: threads that check files; None for a number that depends on the cores.
+        advance: called with how many more images are done.
         use_manifest: whether to trust a verified manifest.
 
     Raises:
@@ -126,20 +128,22 @@ def check_dataset(
     threads = threads or min(32, 4 * usable_cores())
     manifest = read_manifest(data) if use_manifest else None
     if manifest is not None and manifest.verified is not None:
-        return _hold(data, split_names, manifest, threads)
+        return _compare(data, split_names, manifest, threads)
     report = CheckReport(data, tuple(split_names), [], [], False, {})
     for name in split_names:
         _check_split(report, name, threads, advance)
     return report
 
 
-def _hold(data: Path, split_names: Sequence[str], manifest: Manifest, threads: int) -> CheckReport:
+def _compare(
+    data: Path, split_names: Sequence[str], manifest: Manifest, threads: int
+) -> CheckReport:
     report = CheckReport(data, tuple(split_names), [], [], True, {})
     differences = {
-        found.path: found.detail for found in hold_against(data, manifest, threads=threads)
+        found.path: found.detail for found in compare_with_manifest(data, manifest, threads=threads)
     }
     for name in split_names:
-        own_file = f"annotations/instances_{name}.json"
+        own_file = DatasetFolder.annotation_path(name)
         if own_file not in manifest.files:
             differences[own_file] = "not in the manifest"
         if own_file in differences:
@@ -147,15 +151,19 @@ def _hold(data: Path, split_names: Sequence[str], manifest: Manifest, threads: i
                 Problem(ProblemKind.ANNOTATIONS, own_file, differences[own_file], name)
             )
             continue
-        concerned = {path: why for path, why in differences.items() if path.startswith(f"{name}/")}
-        if not concerned:
+        affected = {
+            path: (file_name, detail)
+            for path, detail in differences.items()
+            if (file_name := DatasetFolder.file_name_of(name, path)) is not None
+        }
+        if not affected:
             continue
-        annotations = read_annotations(annotation_file(data, name))
+        annotations = read_annotations(DatasetFolder(data).annotation_file(name))
         report.annotations[name] = annotations
         ids = dict(zip(annotations.file_names, annotations.image_ids.tolist(), strict=True))
-        for path, detail in concerned.items():
-            image_id = ids.get(path.removeprefix(f"{name}/"))
-            if image_id is not None:  # A file that no annotation names is not trained on.
+        for path, (file_name, detail) in affected.items():
+            image_id = ids.get(file_name)
+            if image_id is not None:  # A file that no annotation names is not used in training.
                 kind = ProblemKind.MISSING if detail == "missing" else ProblemKind.CHANGED
                 report.problems.append(
                     Problem(kind, path, "" if detail == "missing" else detail, name, image_id)
@@ -166,9 +174,10 @@ def _hold(data: Path, split_names: Sequence[str], manifest: Manifest, threads: i
 def _check_split(
     report: CheckReport, name: str, threads: int, advance: Callable[[int], None]
 ) -> None:
-    own_file = f"annotations/instances_{name}.json"
+    own_file = DatasetFolder.annotation_path(name)
+    folder = DatasetFolder(report.data)
     try:
-        annotations = read_annotations(annotation_file(report.data, name))
+        annotations = read_annotations(folder.annotation_file(name))
     except DatasetError as error:
         report.problems.append(Problem(ProblemKind.ANNOTATIONS, own_file, str(error), name))
         return
@@ -178,16 +187,18 @@ def _check_split(
         return
     if not len(build_split(report.data, name, annotations).boxes):
         report.problems.append(
-            Problem(ProblemKind.EMPTY, own_file, "it has no box that can be learnt", name)
+            Problem(ProblemKind.EMPTY, own_file, "it has no box to train on", name)
         )
     report.problems.extend(_id_problems(name, own_file, annotations))
     report.problems.extend(_box_problems(name, annotations, report.notes))
-    if not (report.data / name).is_dir():
+    images = folder.image_folder(name)
+    if not images.is_dir():
+        where = folder.image_folder_path(name)
         report.problems.append(
-            Problem(ProblemKind.EMPTY, name, "the image folder is missing", name)
+            Problem(ProblemKind.EMPTY, where, "the image folder is missing", name)
         )
         return
-    report.problems.extend(_file_problems(report.data / name, name, annotations, threads, advance))
+    report.problems.extend(_file_problems(images, name, annotations, threads, advance))
 
 
 def _id_problems(name: str, own_file: str, annotations: Annotations) -> Iterable[Problem]:
@@ -195,12 +206,12 @@ def _id_problems(name: str, own_file: str, annotations: Annotations) -> Iterable
     for image_id in ids[counts > 1].tolist():
         detail = f"several images have the id {image_id}"
         yield Problem(ProblemKind.IDS, own_file, detail, name, image_id)
-    strays = np.flatnonzero(~np.isin(annotations.box_image_ids, ids))
-    for row in strays.tolist():
+    orphans = np.flatnonzero(~np.isin(annotations.box_image_ids, ids))
+    for row in orphans.tolist():
         yield Problem(
             ProblemKind.IDS,
             f"{own_file}, annotation {annotations.box_ids[row]}",
-            f"there is no image with its image_id {annotations.box_image_ids[row]}",
+            f"no image has its image_id {annotations.box_image_ids[row]}",
             name,
         )
 
@@ -228,20 +239,22 @@ def _box_problems(name: str, annotations: Annotations, notes: list[str]) -> Iter
     left_out = int((tiny | is_known).sum())
     if left_out:
         notes.append(
-            f"{name}: {count(left_out, 'box')} less than a pixel wide or high, not trained on"
+            f"{name}: {count(left_out, 'box')} less than a pixel wide or high, not used in training"
         )
 
     unknown = ~annotations.categories.known(annotations.box_category_ids)
     for row in np.flatnonzero(known_image & (without_area | outside | unknown)).tolist():
         file_name = annotations.file_names[int(order[owner[row]])]
-        where = f"{name}/{file_name}, annotation {annotations.box_ids[row]}"
+        where = (
+            f"{DatasetFolder.image_path(name, file_name)}, annotation {annotations.box_ids[row]}"
+        )
         image_id = int(annotations.box_image_ids[row])
         box = [round(value, 2) for value in annotations.boxes[row].tolist()]
         width, height = size[row].astype(int).tolist()
         if without_area[row]:
             yield Problem(ProblemKind.BOX, where, f"bbox {box} has no area", name, image_id)
         elif outside[row]:
-            detail = f"bbox {box} reaches outside the image of {width} x {height}"
+            detail = f"bbox {box} reaches outside the image, which is {width} x {height}"
             yield Problem(ProblemKind.BOX, where, detail, name, image_id)
         if unknown[row]:
             detail = f"category_id {annotations.box_category_ids[row]} is not in the file's list"
@@ -259,10 +272,18 @@ def _file_problems(
         found = []
         for index in images:
             file_name = annotations.file_names[index]
-            failure = _file_failure(folder, file_name, annotations.sizes[index].tolist())
-            if failure is not None:
-                image_id = int(annotations.image_ids[index])
-                found.append(Problem(failure[0], f"{name}/{file_name}", failure[1], name, image_id))
+            path = DatasetFolder.image_path(name, file_name)
+            image_id = int(annotations.image_ids[index])
+            if not _stays_inside(file_name):
+                detail = f"the annotations name it {file_name!r}"
+                found.append(Problem(ProblemKind.PATH, path, detail, name, image_id))
+                continue
+            width, height = annotations.sizes[index].tolist()
+            try:
+                # Twice as fast as joining Path objects.
+                check_header(os.path.join(folder, file_name), (width, height))  # noqa: PTH118
+            except ImageError as error:
+                found.append(image_problem(error, path, name, image_id))
         advance(len(images))
         return found
 
@@ -273,35 +294,6 @@ def _file_problems(
             yield from found
 
 
-def _file_failure(folder: Path, file_name: str, size: list[int]) -> tuple[ProblemKind, str] | None:
+def _stays_inside(file_name: str) -> bool:
     relative = PurePosixPath(file_name)
-    if relative.is_absolute() or ".." in relative.parts or not relative.parts:
-        return ProblemKind.PATH, f"the annotations name it {file_name!r}"
-    try:
-        found = jpeg_size(os.path.join(folder, file_name))  # noqa: PTH118 - twice as fast
-    except (OSError, JpegError) as error:
-        return _failure_of(error)
-    return size_failure(found, (size[0], size[1]))
-
-
-def size_failure(
-    found: tuple[int, int], annotated: tuple[int, int]
-) -> tuple[ProblemKind, str] | None:
-    """Return how the (width, height) of an image contradicts its annotations; None if it agrees."""
-    if found == annotated:
-        return None
-    return (
-        ProblemKind.SIZE,
-        f"{found[0]} x {found[1]} pixels, {annotated[0]} x {annotated[1]} in the annotations",
-    )
-
-
-def _failure_of(error: Exception) -> tuple[ProblemKind, str]:
-    match error:
-        case FileNotFoundError():
-            return ProblemKind.MISSING, ""
-        case TruncatedJpegError():
-            return ProblemKind.TRUNCATED, str(error)
-        case JpegError():
-            return ProblemKind.NOT_JPEG, str(error)
-    return ProblemKind.MISSING, f"cannot be read ({error})"
+    return bool(relative.parts) and not relative.is_absolute() and ".." not in relative.parts

@@ -7,13 +7,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from cocodata.format import images
 from cocodata.format.annotations import Annotations
+from cocodata.text import count
 
-_SHOWN = 50  # Problems of one kind listed one by one in a message.
+_MAX_LISTED = 50  # Problems of one kind listed one by one in a message.
 
 
 class ProblemKind(StrEnum):
-    """What can be wrong with a data set; the value is what messages call it."""
+    """What can be wrong with a data set; the value is how messages name it."""
 
     ANNOTATIONS = "annotation file unusable"
     EMPTY = "empty split"
@@ -24,25 +26,34 @@ class ProblemKind(StrEnum):
     DECODE = "image does not decode"
     BOX = "box outside its image or without area"
     CATEGORY = "unknown category"
-    IDS = "contradicting ids"
-    PATH = "file name leaves the image folder"
+    IDS = "contradictory ids"
+    PATH = "file name points outside the image folder"
     CHANGED = "differs from the manifest"
 
 
 _REMEDY = {
     ProblemKind.ANNOTATIONS: "download or unpack the annotations again",
-    ProblemKind.EMPTY: "give a data set with images and boxes in both splits",
+    ProblemKind.EMPTY: "use a data set with images and boxes in both splits",
     ProblemKind.MISSING: "copy or unpack the images again",
-    ProblemKind.NOT_JPEG: "convert the file to JPEG, or fetch it again if a download went wrong",
-    ProblemKind.TRUNCATED: "fetch the file again",
+    ProblemKind.NOT_JPEG: "convert the file to JPEG, or download it again if a download failed",
+    ProblemKind.TRUNCATED: "download the file again",
     ProblemKind.SIZE: "use the image that was annotated, neither resized nor rotated",
-    ProblemKind.DECODE: "fetch the file again",
+    ProblemKind.DECODE: "download the file again",
     ProblemKind.BOX: "correct bbox, which is [x, y, width, height] in pixels of the image",
     ProblemKind.CATEGORY: "add the category to the file's list, or remove the annotation",
     ProblemKind.IDS: "make every image id unique and every annotation name one of them",
-    ProblemKind.PATH: "name files relative to the split's image folder, without ..",
-    ProblemKind.CHANGED: "restore the file; if the change is meant, write and verify the manifest "
-    "anew with `make coco-manifest` and `make coco-verify`",
+    ProblemKind.PATH: "use file names relative to the split's image folder, without ..",
+    ProblemKind.CHANGED: "restore the file; if the change is intended, write and verify a new "
+    "manifest with `make coco-manifest` and `make coco-verify`",
+}
+
+_KIND_OF_IMAGE_ERROR: dict[type[images.ImageError], ProblemKind] = {
+    images.MissingImageError: ProblemKind.MISSING,
+    images.UnreadableImageError: ProblemKind.MISSING,
+    images.ImageFormatError: ProblemKind.NOT_JPEG,
+    images.TruncatedJpegError: ProblemKind.TRUNCATED,
+    images.ImageSizeError: ProblemKind.SIZE,
+    images.DecodingError: ProblemKind.DECODE,
 }
 
 
@@ -53,9 +64,9 @@ class Problem:
     Attributes:
         kind: what is wrong.
         where: the file or annotation.
-        detail: more on it; may be empty.
+        detail: more about it; may be empty.
         split: the split that it is in.
-        image_id: the image that it makes unusable; None where it concerns the whole split or an
+        image_id: the image that it makes unusable; None if it concerns the whole split or an
             annotation that belongs to no image.
     """
 
@@ -69,16 +80,23 @@ class Problem:
         return f"{self.where}: {self.detail}" if self.detail else self.where
 
 
+def image_problem(error: images.ImageError, path: str, split: str, image_id: int) -> Problem:
+    """Return the problem that an image file has, from the error of checking it."""
+    # That a file is missing is said by the heading.
+    detail = "" if isinstance(error, images.MissingImageError) else str(error)
+    return Problem(_KIND_OF_IMAGE_ERROR[type(error)], path, detail, split, image_id)
+
+
 @dataclass(frozen=True)
 class CheckReport:
-    """What the look at a data set found.
+    """What a check of a data set found.
 
     Attributes:
         data: the data set folder.
-        split_names: the splits looked at.
+        split_names: the splits that were checked.
         problems: everything that is wrong.
-        notes: what is worth knowing and no problem.
-        held_against_manifest: whether a verified manifest spared the look into each file.
+        notes: what is worth knowing but not a problem.
+        used_manifest: whether a verified manifest made opening each file unnecessary.
         annotations: the annotation files that had to be read, by split.
     """
 
@@ -86,7 +104,7 @@ class CheckReport:
     split_names: tuple[str, ...]
     problems: list[Problem]
     notes: list[str]
-    held_against_manifest: bool
+    used_manifest: bool
     annotations: dict[str, Annotations] = field(repr=False)
 
     def unusable(self, split: str) -> NDArray[np.int64]:
@@ -95,20 +113,14 @@ class CheckReport:
         return np.array(sorted(ids), dtype=np.int64)
 
     def message(self) -> str:
-        """Return one message that lists every problem with what to do about it."""
+        """Return one message that lists every problem and how to fix it."""
         lines = [f"{self.data}: {count(len(self.problems), 'problem')} found in the data set"]
         for kind in ProblemKind:
             of_kind = [problem for problem in self.problems if problem.kind is kind]
             if not of_kind:
                 continue
             lines.append(f"{kind} ({len(of_kind)}); {_REMEDY[kind]}:")
-            lines += [f"  {problem}" for problem in of_kind[:_SHOWN]]
-            if len(of_kind) > _SHOWN:
-                lines.append(f"  and {len(of_kind) - _SHOWN} more")
+            lines += [f"  {problem}" for problem in of_kind[:_MAX_LISTED]]
+            if len(of_kind) > _MAX_LISTED:
+                lines.append(f"  and {len(of_kind) - _MAX_LISTED} more")
         return "\n".join(lines)
-
-
-def count(number: int, what: str) -> str:
-    """Return a number with its noun: 1 image, 2 images, 2 boxes."""
-    plural = "boxes" if what == "box" else f"{what}s"
-    return f"{number:,} {what if number == 1 else plural}"

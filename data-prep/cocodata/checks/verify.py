@@ -1,7 +1,6 @@
-"""The full look at a data set: every byte hashed, every image decoded."""
+"""Full verification of a data set: every byte hashed, every image decoded."""
 
 import hashlib
-import io
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -9,26 +8,26 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
-
-from cocodata.checks.check import check_dataset, size_failure
-from cocodata.checks.problems import CheckReport, Problem, ProblemKind
+from cocodata.checks.check import check_dataset
+from cocodata.checks.problems import CheckReport, Problem, ProblemKind, image_problem
+from cocodata.format.images import ImageError, check_decoding
+from cocodata.format.layouts import DatasetFolder
 from cocodata.format.manifest import (
     FileEntry,
     Manifest,
     chunks,
-    dataset_files,
     hash_file,
     read_manifest,
     usable_cores,
     write_manifest,
 )
-from cocodata.format.split import splits
+
+NOT_IN_MANIFEST = "not in the manifest"
 
 
 @dataclass(frozen=True)
-class _Image:
-    """An image file as its split's annotations have it."""
+class _AnnotatedImage:
+    """An image file as its split's annotations describe it."""
 
     path: str
     split: str
@@ -37,12 +36,12 @@ class _Image:
 
 
 @dataclass(frozen=True)
-class Inspection:
-    """What the full look at a data set found, before anything is concluded from it.
+class Verification:
+    """What full verification of a data set found; nothing has been written yet.
 
     Attributes:
         report: problems and notes.
-        manifest: the manifest that there was.
+        manifest: the manifest as it was before; None if there was none.
         entries: size and hash of every file.
         images: the image files that the annotations name.
     """
@@ -50,72 +49,71 @@ class Inspection:
     report: CheckReport
     manifest: Manifest | None
     entries: dict[str, FileEntry]
-    images: dict[str, _Image]
+    images: dict[str, _AnnotatedImage]
 
 
 def verify_dataset(
     data: Path, *, workers: int | None = None, advance: Callable[[int], None] = lambda _: None
-) -> tuple[CheckReport, Manifest]:
-    """Check a data set completely, and write the outcome into its manifest.
+) -> Verification:
+    """Check a data set completely; `record_result` then writes the result into its manifest.
 
-    Beyond what is looked at before training, every image is decoded, and every file's hash is
-    compared with the manifest. It is marked as verified if nothing is wrong, and the mark is taken
-    away otherwise. A data set without a manifest gets one, if nothing is wrong.
+    Beyond the check before training, every image is decoded, and every file's hash is compared
+    with the manifest.
 
     Args:
         data: the data set folder.
         workers: number of processes; None for one per core.
-        advance: told how many more files are done, of `len(dataset_files(data))`.
+        advance: called with how many more files are done, of `DatasetFolder(data).files()`.
 
     Raises:
-        DatasetError: the folder is no data set, or its manifest is damaged.
+        DatasetError: the folder is not a data set, or its manifest is damaged.
     """
-    inspection = inspect_dataset(data, workers=workers, advance=advance)
-    return inspection.report, conclude(data, inspection)
-
-
-def inspect_dataset(
-    data: Path, *, workers: int | None = None, advance: Callable[[int], None] = lambda _: None
-) -> Inspection:
-    """Look at a data set as `verify_dataset` does, and write nothing."""
-    split_names = splits(data)
+    folder = DatasetFolder(data)
+    split_names = folder.splits()
     manifest = read_manifest(data)
-    paths = dataset_files(data)
+    paths = folder.files()
     report = check_dataset(data, split_names, use_manifest=False)
-    inspection = Inspection(report, manifest, {}, _images(report, split_names))
-    broken = _broken(report)
-    inspect_files(data, inspection, paths, workers=workers, advance=advance)
+    verification = Verification(report, manifest, {}, _annotated_images(report, split_names))
+    already_reported = _unusable_images(report)
+    verify_files(data, verification, paths, workers=workers, advance=advance)
     if manifest is not None:
-        _add_differences(inspection, manifest.files.keys() - inspection.entries.keys(), broken)
-    return inspection
+        missing = manifest.files.keys() - verification.entries.keys()
+        _add_differences(verification, missing, already_reported)
+    return verification
 
 
-def inspect_files(
+def verify_files(
     data: Path,
-    inspection: Inspection,
+    verification: Verification,
     paths: Sequence[str],
     *,
     workers: int | None = None,
     advance: Callable[[int], None] = lambda _: None,
 ) -> None:
-    """Decode and hash files, and add what is wrong with them to an inspection."""
-    problems, images = inspection.report.problems, inspection.images
-    broken = _broken(inspection.report)
+    """Decode and hash files, and add what is wrong with them to a verification."""
+    problems, images = verification.report.problems, verification.images
+    already_reported = _unusable_images(verification.report)
     with ProcessPoolExecutor(workers or usable_cores()) as pool:
         tasks = ([(path, images.get(path)) for path in chunk] for chunk in chunks(paths, 64))
-        for some in pool.map(partial(_inspect, data), tasks):
-            for path, entry, failure in some:
-                inspection.entries[path] = entry
-                if failure is not None and (failure.split, failure.image_id) not in broken:
-                    problems.append(failure)
-            advance(len(some))
-    _add_differences(inspection, paths, broken)
+        for done in pool.map(partial(_verify_chunk, data), tasks):
+            for path, entry, problem in done:
+                verification.entries[path] = entry
+                if problem is not None and (problem.split, problem.image_id) not in (
+                    already_reported
+                ):
+                    problems.append(problem)
+            advance(len(done))
+    _add_differences(verification, paths, already_reported)
 
 
-def conclude(data: Path, inspection: Inspection) -> Manifest:
-    """Write the outcome of an inspection into the data set's manifest, and return it."""
-    report = inspection.report
-    manifest = inspection.manifest or Manifest(data.resolve().name, inspection.entries)
+def record_result(data: Path, verification: Verification) -> Manifest:
+    """Write the result of a verification into the data set's manifest, and return the manifest.
+
+    The manifest is marked as verified if nothing is wrong; otherwise the mark is removed. A data
+    set without a manifest gets one if nothing is wrong.
+    """
+    report = verification.report
+    manifest = verification.manifest or Manifest(data.resolve().name, verification.entries)
     if not report.problems:
         images = {name: len(report.annotations[name].image_ids) for name in report.split_names}
         at = datetime.now(UTC).isoformat(timespec="seconds")
@@ -127,7 +125,9 @@ def conclude(data: Path, inspection: Inspection) -> Manifest:
     return manifest
 
 
-def _images(report: CheckReport, split_names: Sequence[str]) -> dict[str, _Image]:
+def _annotated_images(
+    report: CheckReport, split_names: Sequence[str]
+) -> dict[str, _AnnotatedImage]:
     images = {}
     for name in split_names:
         annotations = report.annotations.get(name)
@@ -139,47 +139,43 @@ def _images(report: CheckReport, split_names: Sequence[str]) -> dict[str, _Image
             annotations.sizes.tolist(),
             strict=True,
         ):
-            path = f"{name}/{file_name}"
-            images[path] = _Image(path, name, image_id, (size[0], size[1]))
+            path = DatasetFolder.image_path(name, file_name)
+            images[path] = _AnnotatedImage(path, name, image_id, (size[0], size[1]))
     return images
 
 
-def _inspect(
-    data: Path, files: list[tuple[str, _Image | None]]
+def _verify_chunk(
+    data: Path, files: list[tuple[str, _AnnotatedImage | None]]
 ) -> list[tuple[str, FileEntry, Problem | None]]:
-    return [_inspect_one(data, path, image) for path, image in files]
+    return [_verify_file(data, path, image) for path, image in files]
 
 
-def _inspect_one(
-    data: Path, path: str, image: _Image | None
+def _verify_file(
+    data: Path, path: str, image: _AnnotatedImage | None
 ) -> tuple[str, FileEntry, Problem | None]:
     if image is None:
         return path, hash_file(data / path), None
     content = (data / path).read_bytes()
     entry = FileEntry(len(content), hashlib.sha256(content).hexdigest())
     try:
-        with Image.open(io.BytesIO(content), formats=["JPEG"]) as picture:
-            picture.load()
-            failure = size_failure(picture.size, image.size)
-    except UnidentifiedImageError:
-        failure = ProblemKind.NOT_JPEG, "its headers cannot be read"
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow's ways to refuse damaged data.
-        failure = ProblemKind.DECODE, str(error)
-    if failure is None:
-        return path, entry, None
-    return path, entry, Problem(failure[0], path, failure[1], image.split, image.image_id)
+        check_decoding(content, image.size, formats=("JPEG",))
+    except ImageError as error:
+        return path, entry, image_problem(error, path, image.split, image.image_id)
+    return path, entry, None
 
 
-def _broken(report: CheckReport) -> set[tuple[str, int | None]]:
-    """Return the images that something is known to be wrong with: it is not told twice."""
+def _unusable_images(report: CheckReport) -> set[tuple[str, int | None]]:
+    """Return the images that already have a problem, which is not reported a second time."""
     return {(problem.split, problem.image_id) for problem in report.problems}
 
 
 def _add_differences(
-    inspection: Inspection, paths: Iterable[str], broken: Collection[tuple[str, int | None]]
+    verification: Verification,
+    paths: Iterable[str],
+    already_reported: Collection[tuple[str, int | None]],
 ) -> None:
-    """Hold files against the manifest; those known to be broken are not told again."""
-    manifest, entries, report = inspection.manifest, inspection.entries, inspection.report
+    """Compare files with the manifest; add those that differ and are not reported yet."""
+    manifest, entries, report = verification.manifest, verification.entries, verification.report
     if manifest is None:
         return
     for path in sorted(paths):
@@ -188,11 +184,11 @@ def _add_differences(
         if path not in entries:
             detail = "missing"
         elif path not in manifest.files:
-            detail = "not in the manifest"
+            detail = NOT_IN_MANIFEST
         else:
-            detail = "size or hash is not the manifest's"
-        image = inspection.images.get(path)
-        split = next((name for name in report.split_names if name in path), report.split_names[0])
+            detail = "size or hash differs from the manifest"
+        image = verification.images.get(path)
+        split = DatasetFolder.split_of(path, report.split_names) or report.split_names[0]
         image_id = image.image_id if image else None
-        if image_id is None or (split, image_id) not in broken:
+        if image_id is None or (split, image_id) not in already_reported:
             report.problems.append(Problem(ProblemKind.CHANGED, path, detail, split, image_id))

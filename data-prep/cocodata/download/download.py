@@ -98,7 +98,7 @@ def download(
     fetcher: Fetcher,
     *,
     connections: int = 8,
-    room_beside: int = 0,
+    reserve: int = 0,
     watcher: Watcher | None = None,
 ) -> list[Path]:
     """Download archives into a folder; those that are there already are only checked.
@@ -110,7 +110,7 @@ def download(
         folder: where to.
         fetcher: makes the requests.
         connections: how many requests are made at the same time.
-        room_beside: bytes that must stay free on the same disk.
+        reserve: bytes that must stay free on the same disk.
         watcher: told of progress.
 
     Returns:
@@ -129,7 +129,7 @@ def download(
                 transfers.append(_begin(archive, folder, fetcher))
         except FetchError as error:
             failures[archive.name] = str(error)
-    _look_at_room(folder, transfers, room_beside)
+    _look_at_room(folder, transfers, reserve)
 
     with (
         ThreadPoolExecutor(connections) as pool,

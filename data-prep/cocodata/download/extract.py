@@ -15,6 +15,7 @@ from cocodata.download.download import require_room
 from cocodata.download.fetching import Fetcher, FetchError, RemoteFile
 from cocodata.errors import DatasetError
 from cocodata.files import atomic_path
+from cocodata.format.layouts import DatasetFolder
 from cocodata.format.manifest import chunks, usable_cores
 
 _FAILURES = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)
@@ -36,11 +37,8 @@ def wanted_members(archive: zipfile.ZipFile) -> dict[str, int]:
         path = PurePosixPath(info.filename)
         if path.is_absolute() or ".." in path.parts or "\\" in info.filename:
             raise DatasetError(f"{archive.filename}: it holds {info.filename!r}, a path outside it")
-        if info.is_dir() or len(path.parts) < 2:
-            continue
-        if path.parts[0] == "annotations" and not path.name.startswith("instances_"):
-            continue
-        members[str(path)] = info.file_size
+        if not info.is_dir() and DatasetFolder.is_wanted(str(path)):
+            members[str(path)] = info.file_size
     return members
 
 

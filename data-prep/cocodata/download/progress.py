@@ -23,6 +23,7 @@ from rich.text import Text
 
 from cocodata.download.archives import Archive
 from cocodata.download.download import Watcher
+from cocodata.text import duration
 
 
 class Rate:
@@ -61,14 +62,6 @@ class Rate:
         return amount / rate if rate > 0 else None
 
 
-def duration(seconds: float | None) -> str:
-    """Return a duration as h:mm:ss, or dashes."""
-    if seconds is None:
-        return "-:--:--"
-    whole = round(seconds)
-    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
-
-
 class _SpeedColumn(ProgressColumn):
     """Speed and time left of a task that keeps its `Rate` in a field."""
 
@@ -76,8 +69,9 @@ class _SpeedColumn(ProgressColumn):
         rate: Rate = task.fields["rate"]
         if task.finished or task.total is None:
             return Text("")
-        left = duration(rate.seconds_for(task.total - task.completed))
-        return Text(f"{rate.per_second() / 1e6:6.1f} MB/s  {left} left")
+        speed = f"{rate.per_second() / 1e6:6.1f} MB/s"
+        seconds = rate.seconds_for(task.total - task.completed)
+        return Text(speed if seconds is None else f"{speed}  {duration(seconds)} left")
 
 
 class DownloadDisplay(Watcher):

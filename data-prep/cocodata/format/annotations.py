@@ -1,7 +1,7 @@
-"""An annotation file of COCO's format, read into arrays.
+"""An annotation file in COCO's format, read into arrays: for training, checks and evaluation.
 
-COCO's train2017 file is 450 MB, most of it segmentation polygons that box detection never looks
-at. They are cut out before parsing, which makes reading three times as fast and keeps it from
+COCO's train2017 file is 450 MB, most of it segmentation polygons, which box detection never uses.
+They are cut out before parsing, which makes reading three times as fast and keeps it from
 taking 5 GB of memory in every process.
 """
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from cocodata.errors import DatasetError
 from cocodata.format.categories import Categories
+from cocodata.format.layouts import DatasetFolder
 
 _T = TypeVar("_T")
 
@@ -26,7 +27,7 @@ _LIST_VALUE = re.compile(rb"\s*:\s*\[")
 
 @dataclass(frozen=True)
 class Annotations:
-    """What an annotation file says, in the order of the file and without any judgement.
+    """The content of an annotation file, in the order of the file and without any filtering.
 
     Attributes:
         path: the file.
@@ -37,6 +38,8 @@ class Annotations:
         box_image_ids: (M,).
         box_category_ids: (M,).
         boxes: (M, 4) float64 x, y, width, height in source pixels.
+        areas: (M,) float64 areas of the objects in square pixels; NaN where the file has none.
+        crowds: (M,) whether an annotation is a crowd.
         ignored: (M,) whether an annotation is a crowd or marked `ignore`.
         categories: the file's categories.
     """
@@ -49,34 +52,32 @@ class Annotations:
     box_image_ids: NDArray[np.int64]
     box_category_ids: NDArray[np.int64]
     boxes: NDArray[np.float64]
+    areas: NDArray[np.float64]
+    crowds: NDArray[np.bool_]
     ignored: NDArray[np.bool_]
     categories: Categories
-
-
-def annotation_file(data: Path, split: str) -> Path:
-    """Return where COCO's layout keeps the annotations of a split."""
-    return data / "annotations" / f"instances_{split}.json"
 
 
 def read_annotations(path: Path) -> Annotations:
     """Read an annotation file.
 
     Raises:
-        DatasetError: the file is missing, is not JSON, or is not COCO's format; the message names
-            the first entry that does not fit.
+        DatasetError: the file is missing, is not JSON, or is not in COCO's format; the message
+            names the first entry that is wrong.
     """
     try:
         content = path.read_bytes()
     except FileNotFoundError:
         raise DatasetError(
             f"{path}: annotation file missing. The data folder needs COCO's layout: "
-            "annotations/instances_<split>.json beside a folder <split> with the images"
+            f"{DatasetFolder.annotation_path('<split>')} next to a folder "
+            f"{DatasetFolder.image_folder_path('<split>')} with the images"
         ) from None
     except OSError as error:
         raise DatasetError(f"{path}: cannot be read ({error.strerror})") from None
 
-    # The parsed tree holds millions of objects and no cycle: a collector that walks it again and
-    # again while it grows costs more than the parsing.
+    # The parsed tree holds millions of objects and no cycle: garbage collection, which walks it
+    # again and again while it grows, would take longer than parsing.
     collecting = gc.isenabled()
     gc.disable()
     try:
@@ -91,18 +92,18 @@ def _parse(path: Path, content: bytes) -> Any:
         return orjson.loads(_without_polygons(content))
     except orjson.JSONDecodeError:
         pass
-    try:  # Once more as it stands, so that the position in the message is the file's.
+    try:  # Again unchanged, so that the position in the message is that in the file.
         return orjson.loads(content)
     except orjson.JSONDecodeError as error:
         raise DatasetError(
-            f"{path}: not JSON ({error}). Was it downloaded or unpacked only in part?"
+            f"{path}: not JSON ({error}). Was it downloaded or unpacked only partly?"
         ) from None
 
 
 def _without_polygons(content: bytes) -> bytes:
-    """Return the JSON text with every `"segmentation": [...]` made `"segmentation":0`.
+    """Return the JSON text with every `"segmentation": [...]` replaced by `"segmentation":0`.
 
-    A list of polygons holds numbers and brackets only, so it ends at the last bracket before the
+    A list of polygons contains only numbers and brackets, so it ends at the last bracket before the
     next quotation mark (of the next key) or brace (of the annotation's end). Run-length encoded
     masks are objects; they are few and stay.
     """
@@ -128,7 +129,7 @@ def _without_polygons(content: bytes) -> bytes:
 def _from_tree(path: Path, tree: Any) -> Annotations:
     if not isinstance(tree, dict):
         raise DatasetError(
-            f"{path}: not COCO: the file holds a {type(tree).__name__}, not an object with the "
+            f"{path}: not COCO: the file contains a {type(tree).__name__}, not an object with the "
             "lists images, annotations and categories"
         )
     missing = [
@@ -158,13 +159,15 @@ def _from_tree(path: Path, tree: Any) -> Annotations:
             of_images("width and height", lambda e: (int(e["width"]), int(e["height"]))),
             dtype=np.int32,
         ).reshape(-1, 2),
-        # Ids of annotations only help to find one; some converters write none.
+        # Ids are only used in messages; some converters write none.
         box_ids=np.array(of_boxes("id", lambda e: int(e.get("id", -1))), dtype=np.int64),
         box_image_ids=np.array(of_boxes("image_id", lambda e: int(e["image_id"])), dtype=np.int64),
         box_category_ids=np.array(
             of_boxes("category_id", lambda e: int(e["category_id"])), dtype=np.int64
         ),
         boxes=_boxes(path, of_boxes("bbox", lambda e: e["bbox"])),
+        areas=np.array(of_boxes("area", _area), dtype=np.float64),
+        crowds=np.array(of_boxes("iscrowd", lambda e: bool(e.get("iscrowd"))), dtype=np.bool_),
         ignored=np.array(
             of_boxes("iscrowd", lambda e: bool(e.get("iscrowd") or e.get("ignore"))), dtype=np.bool_
         ),
@@ -174,6 +177,11 @@ def _from_tree(path: Path, tree: Any) -> Annotations:
 
 def _category(entry: Mapping[str, Any]) -> tuple[int, str]:
     return int(entry["id"]), str(entry["name"])
+
+
+def _area(entry: Mapping[str, Any]) -> float:
+    area = entry.get("area")  # Labelling tools often leave it out.
+    return float("nan") if area is None else float(area)
 
 
 def _file_name(entry: Mapping[str, Any]) -> str:
@@ -222,4 +230,4 @@ def _boxes(path: Path, rows: list[Any]) -> NDArray[np.float64]:
                 f"{path}: not COCO: annotations[{index}] has the bbox {str(row)[:100]}; "
                 "it must be [x, y, width, height]"
             )
-    raise AssertionError("boxes that are four numbers each make no array")
+    raise AssertionError("boxes of four numbers each do not form an array")

@@ -15,8 +15,8 @@ class Categories:
 
     COCO's 80 categories have ids between 1 and 90, and published EfficientDet checkpoints use the
     id itself as the label (90 classes, ten of them never seen). Ids are therefore labels wherever
-    they waste no more than half of the classes; any other set of ids is numbered 1, 2, 3, ... in
-    ascending order.
+    this leaves no more than a third of the classes unused; any other set of ids is numbered
+    1, 2, 3, ... in ascending order.
 
     Attributes:
         ids: category ids, ascending and unique.
@@ -64,8 +64,8 @@ class Categories:
     def category_of(self, label: int) -> int:
         """Return the category id of a label.
 
-        Where ids are labels this is the label itself, also for one that no category uses: a
-        detector may still predict it, and it then counts as a detection of an unknown category.
+        Where ids are labels this is the label itself, even if no category uses it: a detector may
+        still predict it, and it then counts as a detection of an unknown category.
 
         Raises:
             IndexError: the label is not in 1..num_classes.
@@ -75,7 +75,7 @@ class Categories:
         return label if self.ids_are_labels else self.ids[label - 1]
 
     def known(self, category_ids: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Tell which of the (N,) category ids belong to a category."""
+        """Return which of the (N,) category ids belong to a category."""
         return np.asarray(np.isin(category_ids, self._id_array), dtype=np.bool_)
 
     def labels_of(self, category_ids: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -1,6 +1,15 @@
-"""What can be said of a JPEG file without decoding it (ITU-T T.81, annex B)."""
+"""What is wrong with an image file: from its header and end alone, or by decoding it.
 
+JPEG headers are read here (ITU-T T.81, annex B) and not by a library for image sizes: those stop at
+the frame header, so they accept a file that was cut off after it. Telling whether a file is
+complete takes the position of the first scan, because the bytes of an end marker also occur in
+metadata before it.
+"""
+
+import io
 from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
 
 _START = b"\xff\xd8"
 _END = b"\xff\xd9"
@@ -23,27 +32,100 @@ _OTHER_FORMATS = {
 }
 
 
-class JpegError(Exception):
-    """The file is no complete JPEG; the message says what it is instead."""
+class ImageError(Exception):
+    """An image file cannot be used; the message says why."""
 
 
-class NotJpegError(JpegError):
-    """The file does not start as a JPEG does, or its headers make no sense."""
+class MissingImageError(ImageError):
+    """The file does not exist."""
 
 
-class TruncatedJpegError(JpegError):
+class UnreadableImageError(ImageError):
+    """The file exists but the operating system cannot read it."""
+
+
+class ImageFormatError(ImageError):
+    """The file is not of an accepted format, or its headers make no sense."""
+
+
+class TruncatedJpegError(ImageError):
     """The file ends too early."""
 
 
-def jpeg_size(path: Path | str) -> tuple[int, int]:
-    """Return width and height of a JPEG file after checking that it starts and ends as one.
+class ImageSizeError(ImageError):
+    """The image does not have the size in the annotations."""
 
-    Only the headers and the last bytes are read. Entropy-coded data cannot hold an end marker, so
-    one after the first scan means that the file was not cut short; bytes after it are no harm, and
-    some cameras add them.
+
+class DecodingError(ImageError):
+    """The headers are valid, but the image data cannot be decoded."""
+
+
+def check_header(path: Path | str, size: tuple[int, int]) -> None:
+    """Check that a file is a complete JPEG of a size, without decoding it.
+
+    Args:
+        path: the file.
+        size: width and height in pixels that the annotations give.
 
     Raises:
-        NotJpegError: it is something else.
+        ImageError: it is not.
+    """
+    try:
+        found = jpeg_size(path)
+    except FileNotFoundError:
+        raise MissingImageError("the file is missing") from None
+    except OSError as error:
+        raise UnreadableImageError(f"cannot be read ({error})") from None
+    if found != size:
+        raise ImageSizeError(size_mismatch(found, size))
+
+
+def check_decoding(
+    source: Path | bytes, size: tuple[int, int], *, formats: tuple[str, ...] | None = None
+) -> None:
+    """Check that an image has a size and decodes completely.
+
+    Args:
+        source: the file, or its content.
+        size: width and height in pixels that the annotations give, before any EXIF rotation.
+        formats: names that Pillow has for the formats to accept; None for every one it can read.
+
+    Raises:
+        ImageError: it does not.
+    """
+    try:
+        content = source if isinstance(source, bytes) else source.read_bytes()
+    except FileNotFoundError:
+        raise MissingImageError("the file is missing") from None
+    except OSError as error:
+        raise UnreadableImageError(f"cannot be read ({error})") from None
+    if not content:
+        raise TruncatedJpegError("the file is empty")
+    try:
+        with Image.open(io.BytesIO(content), formats=formats) as picture:
+            if picture.size != size:
+                raise ImageSizeError(size_mismatch(picture.size, size))
+            picture.load()
+    except UnidentifiedImageError:
+        raise ImageFormatError(f"its {len(content)} bytes are not an image") from None
+    except (OSError, SyntaxError, ValueError) as error:  # What Pillow's decoders raise.
+        raise DecodingError(f"it cannot be decoded: {error}") from None
+
+
+def size_mismatch(found: tuple[int, int], expected: tuple[int, int]) -> str:
+    """Describe how an image's (width, height) differs from that in the annotations."""
+    return f"{found[0]} x {found[1]} pixels, {expected[0]} x {expected[1]} in the annotations"
+
+
+def jpeg_size(path: Path | str) -> tuple[int, int]:
+    """Return width and height of a JPEG file after checking that it has a start and an end.
+
+    Only the headers and the last bytes are read. Entropy-coded data cannot contain an end marker,
+    so one after the start of the first scan means that the file was not cut off. Bytes after it are
+    harmless, and some cameras add them.
+
+    Raises:
+        ImageFormatError: it is something else.
         TruncatedJpegError: the end is missing.
         OSError: it cannot be read.
     """
@@ -55,7 +137,7 @@ def jpeg_size(path: Path | str) -> tuple[int, int]:
         if not data:
             raise TruncatedJpegError("the file is empty")
         if not data.startswith(_START):
-            raise NotJpegError(_what_it_is(data))
+            raise ImageFormatError(_format_of(data))
         try:
             width, height, scan = _read_headers(data)
         except IndexError:
@@ -75,7 +157,7 @@ def jpeg_size(path: Path | str) -> tuple[int, int]:
             if _END not in file.read():
                 raise TruncatedJpegError(f"ends after {size} bytes without an end marker")
     if width == 0 or height == 0:
-        raise NotJpegError(f"its header says {width} x {height} pixels")
+        raise ImageFormatError(f"its header says {width} x {height} pixels")
     return width, height
 
 
@@ -85,7 +167,7 @@ def _read_headers(data: bytes) -> tuple[int, int, int]:
     position = 2
     while True:
         if data[position] != 0xFF:
-            raise NotJpegError(f"byte {position} should start a marker and does not")
+            raise ImageFormatError(f"byte {position} should start a marker and does not")
         while data[position] == 0xFF:  # Any number of fill bytes may precede a marker.
             position += 1
         marker = data[position]
@@ -102,14 +184,14 @@ def _read_headers(data: bytes) -> tuple[int, int, int]:
         if marker == _START_OF_SCAN:
             break
     if width < 0:
-        raise NotJpegError("no frame header before the image data")
+        raise ImageFormatError("no frame header before the image data")
     return width, height, position
 
 
-def _what_it_is(data: bytes) -> str:
+def _format_of(data: bytes) -> str:
     for magic, name in _OTHER_FORMATS.items():
         if data.startswith(magic):
             return name
     if not data.strip(b"\0"):
         return "nothing but zero bytes"
-    return f"starts with the bytes {data[:4].hex(' ')}, a JPEG with ff d8"
+    return f"starts with the bytes {data[:4].hex(' ')}; a JPEG starts with ff d8"

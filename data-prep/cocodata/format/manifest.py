@@ -1,8 +1,8 @@
-"""The manifest of a data set folder: what it holds, to the byte.
+"""The manifest of a data set folder: size and hash of every file.
 
 manifest.json lists every annotation file and image with its size and SHA-256. The data set's
-version is the hash of that list, so two folders with one version hold the same data, wherever
-they lie and whenever they were made.
+version is the hash of that list, so two folders with the same version hold the same data, wherever
+they are and whenever they were made.
 """
 
 import hashlib
@@ -19,12 +19,10 @@ import orjson
 
 from cocodata.errors import DatasetError
 from cocodata.files import file_digest, write_atomically
-from cocodata.format.split import splits
-
-MANIFEST_NAME = "manifest.json"
+from cocodata.format.layouts import DatasetFolder
 
 Advance = Callable[[int], None]
-"""Told how many more files are done."""
+"""Called with how many more files are done."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +40,8 @@ class Manifest:
     Attributes:
         name: name of the data set.
         files: size and hash by path, relative to the data set folder, in ascending order.
-        verified: when and of what every image was decoded and found to agree with the
-            annotations; None where that was not done.
+        verified: when every image was decoded and found to agree with the annotations (`at`), and
+            how many images each split has (`images`); None if that was not done.
     """
 
     name: str
@@ -61,10 +59,10 @@ def read_manifest(data: Path) -> Manifest | None:
     """Read the manifest of a data set folder; None if it has none.
 
     Raises:
-        DatasetError: the file is damaged, or was edited so that its version no longer fits.
+        DatasetError: the file is damaged, or was edited so that its version no longer matches.
     """
-    path = data / MANIFEST_NAME
-    remedy = f"Write it anew with `make coco-manifest DATA={data}`"
+    path = DatasetFolder(data).manifest_file
+    remedy = f"Write a new one with `make coco-manifest DATA={data}`"
     try:
         tree = orjson.loads(path.read_bytes())
         manifest = Manifest(
@@ -84,7 +82,7 @@ def read_manifest(data: Path) -> Manifest | None:
         raise DatasetError(f"{path}: not a manifest ({error!r}). {remedy}") from None
     if version != manifest.version:
         raise DatasetError(
-            f"{path}: its version {version!r} is not that of the files it lists. {remedy}"
+            f"{path}: its version {version!r} does not match the files it lists. {remedy}"
         )
     return manifest
 
@@ -102,24 +100,7 @@ def manifest_bytes(manifest: Manifest) -> bytes:
 
 def write_manifest(data: Path, manifest: Manifest) -> None:
     """Write manifest.json into a data set folder."""
-    write_atomically(data / MANIFEST_NAME, manifest_bytes(manifest))
-
-
-def dataset_files(data: Path) -> list[str]:
-    """Return the paths that make up a data set, relative to its folder, ascending.
-
-    These are the annotation files of its two splits and all that lies in their image folders.
-    """
-    found = []
-    for split in splits(data):
-        found.append(f"annotations/instances_{split}.json")
-        folder = data / split
-        if not folder.is_dir():
-            raise DatasetError(f"{folder}: image folder missing. It holds the images of {split}")
-        for directory, _, names in os.walk(folder):
-            relative = Path(directory).relative_to(data).as_posix()
-            found += [f"{relative}/{name}" for name in names]
-    return sorted(found)
+    write_atomically(DatasetFolder(data).manifest_file, manifest_bytes(manifest))
 
 
 def build_manifest(
@@ -131,28 +112,27 @@ def build_manifest(
         data: the data set folder.
         name: name of the data set.
         workers: number of processes; None for one per core.
-        advance: told of progress.
+        advance: called with progress.
 
     Raises:
-        DatasetError: the folder is no data set, or a file cannot be read.
+        DatasetError: the folder is not a data set, or a file cannot be read.
     """
-    paths = dataset_files(data)
-    return Manifest(name, dict(zip(paths, hash_files(data, paths, workers, advance), strict=True)))
+    paths = DatasetFolder(data).files()
+    return Manifest(name, dict(zip(paths, _hash_files(data, paths, workers, advance), strict=True)))
 
 
-def hash_files(
+def _hash_files(
     data: Path, paths: list[str], workers: int | None, advance: Advance
 ) -> list[FileEntry]:
-    """Return size and hash of each file, hashed by several processes."""
     entries: list[FileEntry] = []
     with ProcessPoolExecutor(workers or usable_cores()) as pool:
-        for done in pool.map(partial(_hash_some, data), chunks(paths, 64)):
+        for done in pool.map(partial(_hash_chunk, data), chunks(paths, 64)):
             entries += done
             advance(len(done))
     return entries
 
 
-def _hash_some(data: Path, paths: list[str]) -> list[FileEntry]:
+def _hash_chunk(data: Path, paths: list[str]) -> list[FileEntry]:
     return [hash_file(data / path) for path in paths]
 
 
@@ -170,17 +150,17 @@ def hash_file(path: Path) -> FileEntry:
 
 @dataclass(frozen=True)
 class Difference:
-    """How a file differs from what the manifest says of it."""
+    """How a file differs from its entry in the manifest."""
 
     path: str
     detail: str
 
 
-def hold_against(data: Path, manifest: Manifest, *, threads: int) -> list[Difference]:
+def compare_with_manifest(data: Path, manifest: Manifest, *, threads: int) -> list[Difference]:
     """Compare the files of a data set folder with its manifest without reading the images.
 
-    Every file must be there with its size. The annotation files are also hashed: they are few, and
-    an edit of one may keep its size. Threads only matter on storage that answers slowly.
+    Every file must exist with its size. The annotation files are also hashed: they are few, and
+    an edit may leave the size unchanged. Several threads help only on storage with high latency.
 
     Returns:
         The differences in the order of the paths; empty if there are none.
@@ -200,7 +180,7 @@ def hold_against(data: Path, manifest: Manifest, *, threads: int) -> list[Differ
 
 def _difference(data: Path, path: str, entry: FileEntry) -> str | None:
     try:
-        # A string, because a Path for each of 118,000 files takes longer than looking at them.
+        # A string, because making 118,000 Path objects takes longer than the calls of stat.
         size = os.stat(f"{data}/{path}").st_size  # noqa: PTH116
     except FileNotFoundError:
         return "missing"
@@ -208,8 +188,8 @@ def _difference(data: Path, path: str, entry: FileEntry) -> str | None:
         return f"cannot be read ({error.strerror})"
     if size != entry.size:
         return f"{size} bytes, {entry.size} in the manifest"
-    if path.startswith("annotations/") and hash_file(data / path) != entry:
-        return "content is not what the manifest's hash says"
+    if DatasetFolder.is_annotation(path) and hash_file(data / path) != entry:
+        return "content does not match the hash in the manifest"
     return None
 
 

@@ -1,6 +1,5 @@
 """One split of a data set, as training and evaluation use it."""
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,16 +7,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cocodata.errors import DatasetError
-from cocodata.format.annotations import Annotations, annotation_file, read_annotations
+from cocodata.format.annotations import Annotations, read_annotations
 from cocodata.format.categories import Categories
+from cocodata.format.layouts import DatasetFolder
 
 
 @dataclass(frozen=True)
 class Split:
-    """The images of a split and the boxes to learn from.
+    """The images of a split and the boxes to train on.
 
-    Crowds, annotations marked `ignore` and boxes less than a pixel wide or high are not among the
-    boxes. Images without boxes stay: they teach what background looks like.
+    Crowds, annotations marked `ignore` and boxes less than a pixel wide or high are left out.
+    Images without boxes are kept: they teach what background looks like.
 
     Attributes:
         name: name of the split, such as train2017.
@@ -73,40 +73,8 @@ class Split:
         )
 
 
-def splits(data: Path) -> tuple[str, str]:
-    """Return the names of the training and the validation split of a data set folder.
-
-    They are found by their annotation files, annotations/instances_train*.json and
-    instances_val*.json.
-
-    Raises:
-        DatasetError: there is not exactly one of each.
-    """
-    folder = data / "annotations"
-    if not folder.is_dir():
-        there = sorted(entry.name for entry in data.iterdir()) if data.is_dir() else None
-        found = "the folder does not exist" if there is None else f"it holds {_some(there)}"
-        raise DatasetError(
-            f"{data}: no COCO data set here: no folder named annotations ({found}). Give a folder "
-            "with annotations/instances_train2017.json, annotations/instances_val2017.json and "
-            "the image folders train2017 and val2017"
-        )
-    there = sorted(entry.name for entry in folder.iterdir())
-    names = []
-    for kind in ("train", "val"):
-        pattern = re.compile(rf"instances_({kind}.*)\.json")
-        matches = [match[1] for name in there if (match := pattern.fullmatch(name))]
-        if len(matches) != 1:
-            raise DatasetError(
-                f"{folder}: {len(matches) or 'no'} annotation files instances_{kind}*.json where "
-                f"exactly one is needed; there is {_some(there)}"
-            )
-        names.append(matches[0])
-    return names[0], names[1]
-
-
 def load_split(data: Path, split: str, *, strict: bool = True) -> Split:
-    """Read one split of a data set folder of COCO's layout.
+    """Read one split of a data set folder.
 
     Args:
         data: the data set folder.
@@ -115,19 +83,19 @@ def load_split(data: Path, split: str, *, strict: bool = True) -> Split:
             images or categories are left out, and of several images with one id the first counts.
 
     Raises:
-        DatasetError: the annotation file is missing or is not COCO's format, or its ids contradict
-            each other (an image id twice, a box of an unknown image or category) and `strict` is
-            set.
+        DatasetError: the annotation file is missing or not in COCO's format, or `strict` is set and
+            its ids contradict each other (an image id twice, or boxes of unknown images or
+            categories).
     """
-    annotations = read_annotations(annotation_file(data, split))
+    annotations = read_annotations(DatasetFolder(data).annotation_file(split))
     repeated = np.unique(annotations.image_ids).size != annotations.image_ids.size
     no_image = ~np.isin(annotations.box_image_ids, annotations.image_ids)
     no_category = ~annotations.categories.known(annotations.box_category_ids)
     if strict and (repeated or no_image.any() or no_category.any()):
         raise DatasetError(
             f"{annotations.path}: ids contradict each other: image ids "
-            f"{'repeat' if repeated else 'are unique'}, {no_image.sum()} boxes are of unknown "
-            f"images, {no_category.sum()} of unknown categories. `make coco-check "
+            f"{'repeat' if repeated else 'are unique'}, {no_image.sum()} boxes have unknown "
+            f"images, {no_category.sum()} have unknown categories. `make coco-check "
             f"DATA={data}` lists them"
         )
     return build_split(data, split, annotations)
@@ -154,7 +122,7 @@ def build_split(data: Path, split: str, annotations: Annotations) -> Split:
     x, y, width, height = annotations.boxes[usable].T
     return Split(
         name=split,
-        image_dir=data / split,
+        image_dir=DatasetFolder(data).image_folder(split),
         annotation_file=annotations.path,
         image_ids=image_ids,
         file_names=[annotations.file_names[i] for i in order.tolist()],
@@ -168,8 +136,3 @@ def build_split(data: Path, split: str, annotations: Annotations) -> Split:
 
 def _offsets(counts: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:10]) or "nothing"
-    return shown + (f" and {len(names) - 10} more" if len(names) > 10 else "")

@@ -1,7 +1,7 @@
 """Pictures for the generated data set: textured shapes on textured backgrounds.
 
 A category has an outline and a hue; light, texture, size, tilt and background vary. A few pictures
-are grey, where only the outline tells.
+are grayscale, where only the outline tells categories apart.
 """
 
 import colorsys
@@ -16,9 +16,9 @@ CATEGORY_IDS = {"disc": 1, "square": 2, "triangle": 3, "star": 5, "cross": 7, "r
 
 _SUPERSAMPLING = 4
 # Of the picture's shorter side. At 128 pixels the smallest anchor is 32 pixels wide: an object half
-# as wide overlaps none by half, so it would hardly be learnt and yet be counted in the metric.
+# as wide has an IoU of at most .25 with it: it would hardly be learnt but count in the metric.
 _SIZES = (0.3, 0.6)
-_MIN_VISIBLE = 0.85  # An object hidden further than this is no longer recognisable by its outline.
+_MIN_VISIBLE = 0.85  # An object of which less is visible cannot be recognized by its outline.
 _MIN_CONTRAST = 70.0  # Of 255, between the mean colours of an object and of what it covers.
 
 
@@ -28,8 +28,8 @@ class ShapeInstance:
 
     Attributes:
         category: name of the category.
-        box: x, y, width, height in pixels of what can be seen of it.
-        area: number of pixels that can be seen of it.
+        box: x, y, width, height in pixels of its visible part.
+        area: number of visible pixels.
         crowd: whether this is a group annotated as one.
     """
 
@@ -48,11 +48,11 @@ def draw_scene(
         rng: source of every choice.
         width: in pixels.
         height: in pixels.
-        num_objects: how many single objects to try to place; one that finds no room is left out.
+        num_objects: how many single objects to try to place; one that does not fit is left out.
         crowd: whether to add a group of small objects annotated as one crowd.
 
     Returns:
-        The picture (height, width, 3) and what it shows.
+        The picture (height, width, 3) and the objects in it.
     """
     canvas = _background(rng, width, height)
     # Which object each pixel shows: later ones cover earlier ones.
@@ -88,7 +88,7 @@ def _place(
     category: str,
     size: float,
 ) -> bool:
-    """Draw one object where it hides none of the others too far; tell whether there was room."""
+    """Draw one object where it does not hide others too much; return whether there was space."""
     height, width = owner.shape
     number = int(owner.max()) + 1
     areas = np.bincount(owner.ravel(), minlength=number)

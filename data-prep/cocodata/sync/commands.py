@@ -8,13 +8,13 @@ from typing import Annotated
 import orjson
 import typer
 
-from cocodata.checks.problems import count
 from cocodata.errors import DatasetError
 from cocodata.files import write_atomically
 from cocodata.sync.control import Options, Result, Synchronisation
 from cocodata.sync.display import live_view
 from cocodata.sync.hosts import read_hosts, this_machine
 from cocodata.sync.pack import read_seal
+from cocodata.text import count
 
 _UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}
 

@@ -15,11 +15,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cocodata.checks.problems import count
 from cocodata.errors import DatasetError
 from cocodata.sync.connection import Connection, HostFailedError
 from cocodata.sync.hosts import Host, this_machine
 from cocodata.sync.pack import Seal
+from cocodata.text import count
 
 _NEIGHBOURS = 48  # Connections that a host makes; more hosts need no more of them.
 _STALLED = 90.0  # Seconds without a byte after which a host is given up.

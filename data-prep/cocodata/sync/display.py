@@ -11,9 +11,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from cocodata.download.progress import Rate, duration
+from cocodata.download.progress import Rate
 from cocodata.sync.connection import Connection
 from cocodata.sync.control import Show
+from cocodata.text import duration
 
 _ROWS = 24  # More hosts than that: the ones that are furthest behind are shown.
 _LINE_EVERY = 10.0  # Seconds between lines where there is no terminal.
@@ -61,7 +62,7 @@ class _View:
                 Text(state if state else news.get("state", "connecting"), overflow="ellipsis"),
                 f"{rate_in.per_second() / 1e6:.1f} MB/s",
                 f"{rate_out.per_second() / 1e6:.1f} MB/s",
-                duration(left) if not state and news else "",
+                "" if left is None else duration(left),
                 f"{done / max(1, wanted):4.0%}" if news else "",
             )
         lines = [f"{len(hosts)} hosts, {complete} complete, {failed} failed"]

@@ -22,8 +22,8 @@ import orjson
 from cocodata.download.download import require_room
 from cocodata.errors import DatasetError
 from cocodata.files import atomic_path, file_digest, write_atomically
+from cocodata.format.layouts import DatasetFolder
 from cocodata.format.manifest import (
-    MANIFEST_NAME,
     Manifest,
     manifest_bytes,
     read_manifest,
@@ -214,7 +214,7 @@ def _write_tar(
                 )
             _add(tar, path, content)
             advance(len(content))
-        _add(tar, MANIFEST_NAME, sealed)
+        _add(tar, DatasetFolder.manifest_path(), sealed)
 
 
 def _add(tar: tarfile.TarFile, path: str, content: bytes) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cocodata import DatasetError, ProblemKind, check_dataset, load_split, require_sound
+from cocodata import DatasetError, ProblemKind, check_dataset, load_split, load_validated
 
 EditAnnotations = Callable[[Callable[[dict[str, Any]], None]], None]
 
@@ -19,7 +19,7 @@ SECOND = "train2017/000000001007.jpg"
 
 def _message(data: Path) -> str:
     with pytest.raises(DatasetError) as caught:
-        require_sound(data, NAMES)
+        load_validated(data, NAMES)
     return str(caught.value)
 
 
@@ -28,12 +28,12 @@ def _single(tree: dict[str, Any], index: int) -> dict[str, Any]:
     return [entry for entry in tree["annotations"] if not entry["iscrowd"]][index]
 
 
-def test_a_sound_data_set_has_no_problems(data: Path) -> None:
-    sound = require_sound(data, NAMES)
-    assert sound.report.problems == []
-    assert not sound.report.held_against_manifest
-    assert sound.left_out == {"train2017": 0, "val2017": 0}
-    for split in sound.splits:
+def test_valid_data_set_has_no_problems(data: Path) -> None:
+    validated = load_validated(data, NAMES)
+    assert validated.report.problems == []
+    assert not validated.report.used_manifest
+    assert validated.left_out == {"train2017": 0, "val2017": 0}
+    for split in validated.splits:
         expected = load_split(data, split.name)
         np.testing.assert_array_equal(split.image_ids, expected.image_ids)
         np.testing.assert_array_equal(split.boxes, expected.boxes)
@@ -77,7 +77,7 @@ def _shrink(path: Path) -> None:
         (_shrink, ProblemKind.SIZE, "50 x 40 pixels, "),
     ],
 )
-def test_a_damaged_image_is_found(
+def test_damaged_image_is_reported(
     data: Path, damage: Callable[[Path], None], kind: ProblemKind, detail: str
 ) -> None:
     damage(data / FIRST)
@@ -85,12 +85,12 @@ def test_a_damaged_image_is_found(
     assert message.startswith(f"{data}: 1 problem found in the data set\n{kind} (1); ")
     assert f"  {FIRST}" in message
     assert detail in message
-    assert message.endswith("strict: false trains without the 1 image concerned")
+    assert message.endswith("strict: false trains without the 1 image affected")
 
-    sound = require_sound(data, NAMES, strict=False)
-    assert sound.left_out == {"train2017": 1, "val2017": 0}
-    assert 1000 not in sound.splits[0].image_ids
-    assert len(sound.splits[0]) == 219
+    validated = load_validated(data, NAMES, strict=False)
+    assert validated.left_out == {"train2017": 1, "val2017": 0}
+    assert 1000 not in validated.splits[0].image_ids
+    assert len(validated.splits[0]) == 219
 
 
 @pytest.mark.parametrize(
@@ -98,23 +98,23 @@ def test_a_damaged_image_is_found(
     [
         ([10, 10, 0, 20], "has no area"),
         ([10, 10, 20, -5], "has no area"),
-        ([-30, 10, 60, 20], "reaches outside the image of"),
-        ([10, 10, 300, 20], "reaches outside the image of"),
-        ([10, 400, 20, 20], "reaches outside the image of"),
+        ([-30, 10, 60, 20], "reaches outside the image, which is"),
+        ([10, 10, 300, 20], "reaches outside the image, which is"),
+        ([10, 400, 20, 20], "reaches outside the image, which is"),
     ],
 )
-def test_a_wrong_box_is_found(
+def test_invalid_box_is_reported(
     data: Path, edit_train: EditAnnotations, bbox: list[float], detail: str
 ) -> None:
     edit_train(lambda tree: _single(tree, 0).update(bbox=bbox))
     message = _message(data)
     assert f"{ProblemKind.BOX} (1); " in message
     assert f", annotation 1: bbox {[float(v) for v in bbox]} {detail}" in message
-    assert require_sound(data, NAMES, strict=False).left_out["train2017"] == 1
+    assert load_validated(data, NAMES, strict=False).left_out["train2017"] == 1
 
 
 @pytest.mark.parametrize("bbox", [[-1.5, -1.5, 60, 60], [10, 10, 0.5, 20]])
-def test_rounding_and_slivers_are_no_problem(
+def test_rounding_and_slivers_are_accepted(
     data: Path, edit_train: EditAnnotations, bbox: list[float]
 ) -> None:
     edit_train(lambda tree: _single(tree, 0).update(bbox=bbox))
@@ -123,9 +123,7 @@ def test_rounding_and_slivers_are_no_problem(
     assert len(report.notes) == (bbox[2] < 1)
 
 
-def test_the_two_flat_boxes_of_coco_itself_are_no_problem(
-    data: Path, edit_train: EditAnnotations
-) -> None:
+def test_the_two_flat_boxes_in_coco_are_accepted(data: Path, edit_train: EditAnnotations) -> None:
     def make_flat(tree: dict[str, Any]) -> None:
         entry = _single(tree, 0)
         image = next(i for i in tree["images"] if i["id"] == entry["image_id"])
@@ -139,7 +137,7 @@ def test_the_two_flat_boxes_of_coco_itself_are_no_problem(
     report = check_dataset(data, NAMES)
     assert report.problems == []
     assert report.notes == [
-        "train2017: 1 box less than a pixel wide or high, not trained on",
+        "train2017: 1 box less than a pixel wide or high, not used in training",
     ]
 
 
@@ -151,7 +149,7 @@ def _repeat_image(tree: dict[str, Any]) -> None:
     ("change", "kind", "detail"),
     [
         (lambda t: _single(t, 0).update(category_id=4), ProblemKind.CATEGORY, "category_id 4 is"),
-        (lambda t: _single(t, 0).update(image_id=5), ProblemKind.IDS, "with its image_id 5"),
+        (lambda t: _single(t, 0).update(image_id=5), ProblemKind.IDS, "has its image_id 5"),
         (_repeat_image, ProblemKind.IDS, "several images have the id 1000"),
         (
             lambda t: t["images"][0].update(file_name="../val2017/000000002000.jpg"),
@@ -165,7 +163,7 @@ def _repeat_image(tree: dict[str, Any]) -> None:
         ),
     ],
 )
-def test_contradictions_are_found(
+def test_contradictory_annotations_are_reported(
     data: Path,
     edit_train: EditAnnotations,
     change: Callable[[dict[str, Any]], None],
@@ -176,10 +174,10 @@ def test_contradictions_are_found(
     message = _message(data)
     assert f"{kind} (1); " in message
     assert detail in message
-    require_sound(data, NAMES, strict=False)
+    load_validated(data, NAMES, strict=False)
 
 
-def test_all_problems_are_in_one_message(data: Path, edit_train: EditAnnotations) -> None:
+def test_one_message_lists_all_problems(data: Path, edit_train: EditAnnotations) -> None:
     def change(tree: dict[str, Any]) -> None:
         _single(tree, -1).update(category_id=77)
         _single(tree, -9).update(bbox=[0, 0, 0, 0])
@@ -195,33 +193,33 @@ def test_all_problems_are_in_one_message(data: Path, edit_train: EditAnnotations
     assert message.count("\n") == 11
     assert message.endswith(
         "4 images of 220 in train2017 (1.8%) cannot be used; val2017 cannot be used at all: "
-        "more than 1 % is an error also with strict: false"
+        "more than 1 % is an error even with strict: false"
     )
 
 
-def test_more_than_one_percent_is_an_error_all_the_same(data: Path) -> None:
+def test_more_than_one_percent_unusable_is_an_error_even_if_not_strict(data: Path) -> None:
     _remove(data / FIRST)
     _truncate(data / SECOND)
-    sound = require_sound(data, NAMES, strict=False)  # 2 of 220
-    assert sound.left_out["train2017"] == 2
+    validated = load_validated(data, NAMES, strict=False)  # 2 of 220
+    assert validated.left_out["train2017"] == 2
     _remove(data / "train2017" / "000000001014.jpg")
     with pytest.raises(DatasetError, match=r"3 images of 220 in train2017 \(1.4%\) cannot be used"):
-        require_sound(data, NAMES, strict=False)
+        load_validated(data, NAMES, strict=False)
 
 
 @pytest.mark.parametrize("strict", [True, False])
-def test_an_empty_split_is_an_error(data: Path, edit_train: EditAnnotations, strict: bool) -> None:
+def test_empty_split_is_an_error(data: Path, edit_train: EditAnnotations, strict: bool) -> None:
     edit_train(lambda tree: tree.update(images=[], annotations=[]))
     with pytest.raises(DatasetError, match=r"empty split \(1\).*\n.*it lists no images"):
-        require_sound(data, NAMES, strict=strict)
+        load_validated(data, NAMES, strict=strict)
     shutil.rmtree(data / "val2017")
     with pytest.raises(DatasetError, match="val2017: the image folder is missing"):
-        require_sound(data, NAMES, strict=strict)
+        load_validated(data, NAMES, strict=strict)
 
 
-def test_a_split_without_boxes_is_an_error(data: Path, edit_train: EditAnnotations) -> None:
+def test_split_without_boxes_is_an_error(data: Path, edit_train: EditAnnotations) -> None:
     edit_train(lambda tree: tree.update(annotations=[]))
-    assert "it has no box that can be learnt" in _message(data)
+    assert "it has no box to train on" in _message(data)
 
 
 def test_missing_annotations_are_an_error(data: Path) -> None:
@@ -230,7 +228,7 @@ def test_missing_annotations_are_an_error(data: Path) -> None:
     assert f"{path}: annotation file missing" in _message(data)
 
 
-def test_a_long_list_is_cut_in_the_message_only(data: Path) -> None:
+def test_long_list_is_shortened_only_in_the_message(data: Path) -> None:
     for path in sorted((data / "train2017").iterdir())[:60]:
         path.unlink()
     message = _message(data)
@@ -241,49 +239,49 @@ def test_a_long_list_is_cut_in_the_message_only(data: Path) -> None:
 
 
 @pytest.fixture
-def sealed(generated: Path, tmp_path: Path) -> Path:
+def verified(generated: Path, tmp_path: Path) -> Path:
     """A copy of the data set with its verified manifest."""
-    folder = tmp_path / "sealed"
+    folder = tmp_path / "verified"
     shutil.copytree(generated, folder)
     return folder
 
 
-def test_a_verified_data_set_is_only_held_against_its_manifest(
-    sealed: Path, monkeypatch: pytest.MonkeyPatch
+def test_verified_data_set_is_only_compared_with_its_manifest(
+    verified: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def must_not_be_called(*_: object) -> None:
         raise AssertionError("an image was opened")
 
-    monkeypatch.setattr("cocodata.checks.check.jpeg_size", must_not_be_called)
-    sound = require_sound(sealed, NAMES)
-    assert sound.report.held_against_manifest
-    assert [len(split) for split in sound.splits] == [220, 110]
+    monkeypatch.setattr("cocodata.checks.check.check_header", must_not_be_called)
+    validated = load_validated(verified, NAMES)
+    assert validated.report.used_manifest
+    assert [len(split) for split in validated.splits] == [220, 110]
 
-    (sealed / FIRST).unlink()
-    _truncate(sealed / SECOND)
-    message = _message(sealed)
+    (verified / FIRST).unlink()
+    _truncate(verified / SECOND)
+    message = _message(verified)
     assert f"{ProblemKind.MISSING} (1); " in message
     assert f"{ProblemKind.CHANGED} (1); " in message
     assert f"  {SECOND}: 2000 bytes, " in message
-    sound = require_sound(sealed, NAMES, strict=False)
-    assert sound.left_out["train2017"] == 2
+    validated = load_validated(verified, NAMES, strict=False)
+    assert validated.left_out["train2017"] == 2
 
 
-def test_an_edited_annotation_file_breaks_the_seal(sealed: Path) -> None:
-    path = sealed / "annotations" / "instances_val2017.json"
+def test_edited_annotation_file_is_reported(verified: Path) -> None:
+    path = verified / "annotations" / "instances_val2017.json"
     content = path.read_text()
     path.write_text(content.replace('"category_id":1', '"category_id":2', 1))
-    assert "instances_val2017.json: content is not what the manifest's hash says" in _message(
-        sealed
+    assert "instances_val2017.json: content does not match the hash in the manifest" in _message(
+        verified
     )
 
 
-def test_an_unverified_manifest_spares_nothing(sealed: Path) -> None:
-    path = sealed / "manifest.json"
+def test_unverified_manifest_does_not_replace_the_check(verified: Path) -> None:
+    path = verified / "manifest.json"
     tree = json.loads(path.read_text())
     tree["verified"] = None
     path.write_text(json.dumps(tree))
-    content = bytearray((sealed / FIRST).read_bytes())
+    content = bytearray((verified / FIRST).read_bytes())
     content[:4] = b"\x89PNG"  # Keeps the size.
-    (sealed / FIRST).write_bytes(content)
-    assert f"{ProblemKind.NOT_JPEG} (1); " in _message(sealed)
+    (verified / FIRST).write_bytes(content)
+    assert f"{ProblemKind.NOT_JPEG} (1); " in _message(verified)

@@ -1,4 +1,4 @@
-"""From archives to a data set on the command line, and mending it."""
+"""From archives to a data set on the command line, and repairing it."""
 
 import os
 import subprocess
@@ -96,7 +96,7 @@ def _damage(out: Path) -> list[str]:
     ]
 
 
-def test_a_repair_does_not_replace_a_file_with_another_version(
+def test_repair_does_not_replace_a_file_with_another_version(
     server: FaultyServer,
     data: Path,
     run: Callable[..., subprocess.CompletedProcess[str]],
@@ -114,7 +114,7 @@ def test_a_repair_does_not_replace_a_file_with_another_version(
     assert "There is nothing to repair from" in done.stderr
 
 
-def test_archives_that_leave_their_folder_are_refused(
+def test_archives_with_paths_outside_their_folder_are_refused(
     tmp_path: Path, run: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     folder = tmp_path / "coco" / "archives"
@@ -127,7 +127,7 @@ def test_archives_that_leave_their_folder_are_refused(
     assert not (tmp_path / "outside.txt").exists()
 
 
-def test_damage_within_an_archive_is_found(
+def test_damage_within_an_archive_is_reported(
     server: FaultyServer,
     tmp_path: Path,
     run: Callable[..., subprocess.CompletedProcess[str]],

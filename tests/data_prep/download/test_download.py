@@ -210,9 +210,9 @@ def test_a_full_disk_is_seen_beforehand(
     usage = type("Usage", (), {"free": len(content_of(server)) + 999})
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
     with pytest.raises(DatasetError, match="GB are needed for the archives"):
-        download.download([archive_on(server)], tmp_path, _fetcher(), room_beside=1000)
+        download.download([archive_on(server)], tmp_path, _fetcher(), reserve=1000)
     assert list(tmp_path.iterdir()) == []
-    download.download([archive_on(server)], tmp_path, _fetcher(), room_beside=999)
+    download.download([archive_on(server)], tmp_path, _fetcher(), reserve=999)
 
 
 def test_a_proxy_is_used(server: FaultyServer, tmp_path: Path) -> None:

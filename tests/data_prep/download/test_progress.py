@@ -4,8 +4,9 @@ from typing import Any
 
 from rich.console import Console
 
-from cocodata.download.progress import Rate, duration
+from cocodata.download.progress import Rate
 from cocodata.sync.display import _View
+from cocodata.text import duration
 
 
 class Clock:
@@ -16,7 +17,7 @@ class Clock:
         return self.now
 
 
-def test_a_rate_is_of_the_last_seconds() -> None:
+def test_rate_covers_the_last_seconds() -> None:
     clock = Clock()
     rate = Rate(10, clock)
     assert rate.per_second() == 0
@@ -26,23 +27,23 @@ def test_a_rate_is_of_the_last_seconds() -> None:
         rate.add(50)
     assert rate.per_second() == 50
     assert rate.seconds_for(100) == 2
-    # At a standstill it falls, and the time left grows.
+    # Without progress it falls, and the time left grows.
     clock.now += 4
     assert rate.per_second() == 25
     clock.now += 20
     assert rate.per_second() == 0
     assert rate.seconds_for(100) is None
-    # What comes after it counts anew.
+    # After that it starts again.
     rate.add(30)
     assert rate.per_second() == 3
 
 
 def test_durations() -> None:
-    assert [duration(each) for each in (None, 0, 61.4, 3600 + 125)] == [
-        "-:--:--",
-        "0:00:00",
-        "0:01:01",
-        "1:02:05",
+    assert [duration(each) for each in (0, 61.4, 3600 + 125, 99 * 3600)] == [
+        "0 s",
+        "1 min 01 s",
+        "1 h 02 min",
+        "4 d 03 h",
     ]
 
 
@@ -50,7 +51,7 @@ def _host(name: str, failure: str | None = None, **news: Any) -> Any:
     return SimpleNamespace(host=SimpleNamespace(name=name), news=news, failure=failure)
 
 
-def test_the_view_shows_the_hosts_that_are_furthest_behind() -> None:
+def test_view_shows_the_hosts_that_are_furthest_behind() -> None:
     out = io.StringIO()
     console = Console(file=out, width=140, force_terminal=False)
     hosts = [_host(f"h{i:02}", done=i, wanted=100, state="fetching", received=i) for i in range(40)]

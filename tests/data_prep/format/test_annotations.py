@@ -14,7 +14,7 @@ from cocodata.format.annotations import _without_polygons, read_annotations
 
 number = st.integers(-9, 9) | st.floats(-1e3, 1e3, allow_nan=False)
 polygons = st.lists(st.lists(number, max_size=4), max_size=3)
-# Text that looks like what the cutter searches for must not lead it astray.
+# Text that looks like polygons must not be taken for them.
 text = st.text() | st.sampled_from(['"segmentation": [[1]]', "segmentation", "]", "}", '":['])
 annotation = st.fixed_dictionaries(
     {"id": number},
@@ -28,7 +28,7 @@ annotation = st.fixed_dictionaries(
 
 
 @given(st.lists(annotation, max_size=5), st.booleans(), text)
-def test_cutting_polygons_changes_nothing_else(
+def test_removing_polygons_changes_nothing_else(
     annotations: list[dict[str, Any]], indented: bool, last: str
 ) -> None:
     tree = {"annotations": annotations, "last": last}
@@ -107,7 +107,7 @@ GOOD: dict[str, Any] = {
         ({"categories": [{"id": 1}]}, r"categories\[0\] has no usable id and name"),
     ],
 )
-def test_a_file_that_is_not_coco_is_refused(
+def test_file_not_in_coco_format_is_refused(
     tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
     path = tmp_path / "instances.json"
@@ -119,16 +119,16 @@ def test_a_file_that_is_not_coco_is_refused(
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("", "not JSON"), ("{", "not JSON"), ("[]", "holds a list"), ("<html>", "not JSON")],
+    [("", "not JSON"), ("{", "not JSON"), ("[]", "contains a list"), ("<html>", "not JSON")],
 )
-def test_a_file_that_is_no_object_is_refused(tmp_path: Path, content: str, message: str) -> None:
+def test_file_without_a_json_object_is_refused(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "instances.json"
     path.write_text(content)
     with pytest.raises(DatasetError, match=message):
         read_annotations(path)
 
 
-def test_no_annotations_is_no_error_of_format(tmp_path: Path) -> None:
+def test_file_without_annotations_is_accepted(tmp_path: Path) -> None:
     path = tmp_path / "instances.json"
     path.write_text(json.dumps({"images": [], "annotations": [], "categories": []}))
     found = read_annotations(path)

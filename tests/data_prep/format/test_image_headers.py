@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cocodata.format.images import NotJpegError, TruncatedJpegError, jpeg_size
+from cocodata.format.images import ImageFormatError, TruncatedJpegError, jpeg_size
 
 
 def _jpeg(mode: str = "RGB", width: int = 97, height: int = 61, **options: Any) -> bytes:
@@ -49,7 +49,7 @@ def test_every_truncation_is_found(tmp_path: Path, options: dict[str, Any]) -> N
         # As a download leaves it whose file was allocated in full beforehand.
         if cut > 4:
             path.write_bytes(content[:cut].ljust(len(content), b"\0"))
-            with pytest.raises((TruncatedJpegError, NotJpegError)):
+            with pytest.raises((TruncatedJpegError, ImageFormatError)):
                 jpeg_size(path)
 
 
@@ -63,8 +63,8 @@ def test_every_truncation_is_found(tmp_path: Path, options: dict[str, Any]) -> N
         (b"\xff\xd8hello", "byte 2 should start a marker"),
     ],
 )
-def test_what_is_no_jpeg_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+def test_other_content_is_identified(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "image.jpg"
     path.write_bytes(content)
-    with pytest.raises(NotJpegError, match=message):
+    with pytest.raises(ImageFormatError, match=message):
         jpeg_size(path)

@@ -5,11 +5,22 @@ from pathlib import Path
 
 import pytest
 
-from cocodata import DatasetError, ProblemKind
-from cocodata.checks.verify import verify_dataset
-from cocodata.format.manifest import build_manifest, hold_against, read_manifest, write_manifest
+from cocodata import CheckReport, DatasetError, ProblemKind
+from cocodata.checks.verify import record_result, verify_dataset
+from cocodata.format.manifest import (
+    build_manifest,
+    compare_with_manifest,
+    read_manifest,
+    write_manifest,
+)
 
 FIRST = "train2017/000000001000.jpg"
+
+
+def _verify(data: Path, workers: int | None = None) -> CheckReport:
+    verification = verify_dataset(data, workers=workers)
+    record_result(data, verification)
+    return verification.report
 
 
 def test_manifest_holds_size_and_hash_of_every_file(data: Path) -> None:
@@ -30,11 +41,11 @@ def test_manifest_holds_size_and_hash_of_every_file(data: Path) -> None:
     assert manifest.version == hashlib.sha256("".join(lines).encode()).hexdigest()
     write_manifest(data, manifest)
     assert read_manifest(data) == manifest
-    assert hold_against(data, manifest, threads=2) == []
+    assert compare_with_manifest(data, manifest, threads=2) == []
     assert not list(data.glob(".manifest*"))
 
 
-def test_version_depends_on_content_alone(data: Path, tmp_path: Path) -> None:
+def test_version_depends_only_on_content(data: Path, tmp_path: Path) -> None:
     moved = tmp_path / "elsewhere"
     shutil.copytree(data, moved)
     version = build_manifest(data, "a").version
@@ -43,24 +54,24 @@ def test_version_depends_on_content_alone(data: Path, tmp_path: Path) -> None:
     assert build_manifest(moved, "b").version != version
 
 
-def test_a_damaged_manifest_is_refused(data: Path) -> None:
+def test_damaged_manifest_is_refused(data: Path) -> None:
     assert read_manifest(data) is None
     path = data / "manifest.json"
     for content in ("{", "[]", '{"name": "x"}'):
         path.write_text(content)
-        with pytest.raises(DatasetError, match=r"not a manifest .*Write it anew with"):
+        with pytest.raises(DatasetError, match=r"not a manifest .*Write a new one with"):
             read_manifest(data)
     write_manifest(data, build_manifest(data, "shapes"))
     tree = json.loads(path.read_text())
     tree["files"][FIRST]["size"] += 1
     del tree["files"]["train2017/000000001007.jpg"]
     path.write_text(json.dumps(tree))
-    with pytest.raises(DatasetError, match="is not that of the files it lists"):
+    with pytest.raises(DatasetError, match="does not match the files it lists"):
         read_manifest(data)
 
 
 def test_verification_marks_the_manifest(data: Path) -> None:
-    report, _ = verify_dataset(data, workers=2)
+    report = _verify(data, workers=2)
     assert report.problems == []
     manifest = read_manifest(data)
     assert manifest is not None
@@ -68,14 +79,14 @@ def test_verification_marks_the_manifest(data: Path) -> None:
     assert manifest.verified["images"] == {"train2017": 220, "val2017": 110}
 
 
-def test_verification_finds_what_only_decoding_shows(data: Path) -> None:
-    verify_dataset(data)
+def test_verification_finds_damage_that_only_decoding_shows(data: Path) -> None:
+    _verify(data)
     path = data / FIRST
     content = path.read_bytes()
     scan = content.index(b"\xff\xda")
     # The file keeps its size, headers and end; the scan's component selector becomes nonsense.
     path.write_bytes(content[: scan + 5] + b"\x77" + content[scan + 6 :])
-    report, _ = verify_dataset(data)
+    report = _verify(data)
     found = {(problem.kind, problem.where) for problem in report.problems}
     assert (ProblemKind.DECODE, FIRST) in found
     assert (ProblemKind.CHANGED, FIRST) in found
@@ -83,24 +94,24 @@ def test_verification_finds_what_only_decoding_shows(data: Path) -> None:
     assert manifest is not None
     assert manifest.verified is None
     path.write_bytes(content)
-    report, _ = verify_dataset(data)
+    report = _verify(data)
     assert report.problems == []
 
 
-def test_no_manifest_is_made_of_unsound_data(data: Path) -> None:
+def test_damaged_data_set_gets_no_manifest(data: Path) -> None:
     (data / FIRST).write_bytes(b"")
-    report, _ = verify_dataset(data)
+    report = _verify(data)
     assert [problem.kind for problem in report.problems] == [ProblemKind.TRUNCATED]
     assert read_manifest(data) is None
 
 
 def test_verification_compares_every_hash(data: Path) -> None:
-    verify_dataset(data)
+    _verify(data)
     path = data / FIRST
     path.write_bytes(path.read_bytes() + b"more")
     (data / "train2017" / "added.jpg").write_bytes(b"?")
-    report, _ = verify_dataset(data)
+    report = _verify(data)
     assert sorted((problem.where, problem.detail) for problem in report.problems) == [
-        (FIRST, "size or hash is not the manifest's"),
+        (FIRST, "size or hash differs from the manifest"),
         ("train2017/added.jpg", "not in the manifest"),
     ]

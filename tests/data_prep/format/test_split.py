@@ -73,7 +73,7 @@ def test_splits_are_found_by_their_annotation_files(generated: Path, tmp_path: P
         splits(tmp_path)
     (tmp_path / "annotations").mkdir()
     (tmp_path / "annotations" / "captions_train2017.json").touch()
-    with pytest.raises(DatasetError, match=r"there is captions_train2017\.json"):
+    with pytest.raises(DatasetError, match=r"holds captions_train2017\.json"):
         splits(tmp_path)
     for name in ("train2017", "train2014", "val2017"):
         (tmp_path / "annotations" / f"instances_{name}.json").touch()
@@ -90,6 +90,6 @@ def test_contradicting_ids_are_refused_or_left_out(generated: Path, tmp_path: Pa
     single[0]["image_id"] = 5
     single[1]["category_id"] = 99
     path.write_text(json.dumps(tree))
-    with pytest.raises(DatasetError, match="1 boxes are of unknown images, 1 of unknown categor"):
+    with pytest.raises(DatasetError, match="1 boxes have unknown images, 1 have unknown categ"):
         load_split(tmp_path, "train2017")
     assert len(load_split(tmp_path, "train2017", strict=False).boxes) == usable - 2

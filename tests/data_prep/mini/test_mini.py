@@ -27,18 +27,20 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
     assert _version(tmp_path / "a") != _version(tmp_path / "c")
 
 
-def test_it_is_made_once(tmp_path: Path) -> None:
+def test_it_is_generated_once(tmp_path: Path) -> None:
     out = tmp_path / "mini"
     assert generate_mini_coco(out, num_train=8, num_val=4)
     assert not generate_mini_coco(out, num_train=8, num_val=4)
-    # Another one, and one that was damaged, are made again.
+    # Another one, and a damaged one, are replaced.
     assert generate_mini_coco(out, num_train=9, num_val=4)
     next((out / "train2017").iterdir()).unlink()
     assert generate_mini_coco(out, num_train=9, num_val=4)
     assert [path.name for path in tmp_path.iterdir()] == ["mini"]
 
 
-def test_nothing_half_made_is_ever_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_generation_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*_: object) -> None:
         raise KeyboardInterrupt
 
@@ -49,17 +51,18 @@ def test_nothing_half_made_is_ever_there(tmp_path: Path, monkeypatch: pytest.Mon
     assert list(tmp_path.iterdir()) == []
 
 
-def test_other_peoples_folders_are_left_alone(tmp_path: Path) -> None:
+def test_other_folders_are_left_unchanged(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("irreplaceable")
-    with pytest.raises(DatasetError, match="is left as it is"):
+    with pytest.raises(DatasetError, match="is left unchanged"):
         generate_mini_coco(tmp_path, num_train=8, num_val=4)
     assert (tmp_path / "thesis.tex").read_text() == "irreplaceable"
 
 
-def test_it_is_sound_and_varied(generated: Path) -> None:
-    report, manifest = verify_dataset(generated)
-    assert report.problems == []
-    assert manifest.verified is not None
+def test_it_is_valid_and_varied(generated: Path) -> None:
+    verification = verify_dataset(generated)
+    assert verification.report.problems == []
+    assert verification.manifest is not None
+    assert verification.manifest.verified is not None
     split = load_split(generated, "train2017")
     annotations = read_annotations(split.annotation_file)
     per_image = np.diff(split.box_offsets)

@@ -62,7 +62,7 @@ def test_an_image_is_the_data_set(generated: Path, tmp_path: Path, mount: Mount)
     # Training looks at it and trusts its manifest.
     report = check_dataset(point, ("train2017", "val2017"))
     assert report.problems == []
-    assert report.held_against_manifest
+    assert report.used_manifest
     with pytest.raises(OSError, match="Read-only"):
         (point / "new").write_text("")
     assert (point / "train2017").stat().st_mode & 0o777 == 0o755
