@@ -15,14 +15,14 @@ from cluster.connection import ROOT, Connection
 from cluster.errors import ClusterError
 from cluster.overlays import config_arguments
 from experiments import provenance
-from experiments.config import ConfigError, parse_config, read_yaml
+from experiments.config import ConfigError, parse_config, read_yaml, require_search_length
 from experiments.hparams import HParamError
 
 
 def require_sound(config: Path, arguments: Sequence[str]) -> dict[str, Any]:
     """See that the trial will take an experiment's settings, before anything is submitted.
 
-    Of a search only the file is looked at: its trials refuse values of their own.
+    Of a search only the file and its length are looked at: its trials refuse values of their own.
 
     Returns:
         The experiment's configuration with its changes.
@@ -35,6 +35,8 @@ def require_sound(config: Path, arguments: Sequence[str]) -> dict[str, Any]:
         content = _changed(config, changes)
         if (content.get("searcher") or {}).get("name") == "single":
             parse_config(content)
+        else:
+            require_search_length(content)
     except (ConfigError, HParamError, ValueError) as error:
         raise ClusterError(f"{config}: {error}") from error
     return content

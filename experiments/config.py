@@ -107,6 +107,38 @@ def _period(config: Mapping[str, Any], key: str) -> Period:
     raise ConfigError(f"{key}: is {value!r}; write one of {_UNITS}, such as {{epochs: 1}}")
 
 
+def require_search_length(raw: Mapping[str, Any]) -> None:
+    """See that a search over epochs has its trials' length, where the file says both.
+
+    Raises:
+        ConfigError: it would stop trials before their end, or wait for epochs that never come.
+    """
+    searcher = raw.get("searcher") or {}
+    hyperparameters = _plain_hyperparameters(raw)
+    names = ("epochs", "cooldown_epochs")
+    given = {name: hyperparameters[name] for name in names if name in hyperparameters}
+    max_time = searcher.get("max_time")
+    if max_time is None or searcher.get("time_metric") != "epochs":
+        return
+    if any(isinstance(value, Mapping) for value in given.values()):
+        return  # the search chooses the length
+    hparams = parse_hparams({"warmup_epochs": 0, **given})
+    if max_time != hparams.total_epochs:
+        raise ConfigError(
+            f"searcher.max_time: is {max_time}, but a trial trains for {hparams.total_epochs} "
+            f"epochs (epochs {hparams.epochs} + cooldown_epochs {hparams.cooldown_epochs}); "
+            f"write max_time: {hparams.total_epochs}, or change the hyperparameters"
+        )
+
+
+def _plain_hyperparameters(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration's hyperparameters; a constant that is written out as such is its value."""
+    return {
+        name: value["val"] if isinstance(value, Mapping) and value.get("type") == "const" else value
+        for name, value in (raw.get("hyperparameters") or {}).items()
+    }
+
+
 def parse_config(
     raw: Mapping[str, Any], hyperparameters: Mapping[str, Any] | None = None
 ) -> ExperimentConfig:
@@ -121,13 +153,7 @@ def parse_config(
         HParamError: hyperparameters that are refused.
     """
     if hyperparameters is None:
-        hyperparameters = {
-            # Determined lets a constant be written out as such.
-            name: value["val"]
-            if isinstance(value, Mapping) and value.get("type") == "const"
-            else value
-            for name, value in (raw.get("hyperparameters") or {}).items()
-        }
+        hyperparameters = _plain_hyperparameters(raw)
     data = raw.get("data") or {}
     if not isinstance(data, Mapping) or not data.get("path"):
         raise ConfigError(

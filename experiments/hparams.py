@@ -55,12 +55,12 @@ class HParams:
     weight_decay: float = 4e-5
     clip_grad: float | None = 10.0
     clip_mode: Literal["norm", "value", "agc"] = "norm"
-    epochs: int = 300
+    epochs: int = 300  # of the schedule, its warm-up included
     sched: str = "cosine"
     warmup_epochs: float = 5.0
     warmup_lr: float = 1e-4
     min_lr: float = 1e-5
-    cooldown_epochs: float = 10.0
+    cooldown_epochs: int = 10  # after `epochs`, at the rate that the schedule ends with
     patience_epochs: int = 10  # of the plateau schedule, in validations
     decay_epochs: float = 90.0  # of the step schedule
     decay_rate: float = 0.1
@@ -102,6 +102,11 @@ class HParams:
     # Evaluation.
     eval_batch_size: int | None = None  # a rank; null: the training batch of a rank
     val_skip: int = 0  # evaluate every n-th image only
+
+    @property
+    def total_epochs(self) -> int:
+        """Epochs of the whole run, which is also what a search must have as its max_time."""
+        return self.epochs + self.cooldown_epochs
 
 
 _NOT_NEGATIVE = {

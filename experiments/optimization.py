@@ -59,7 +59,8 @@ class Schedule:
     """The learning rate as a function of the optimizer step.
 
     All schedules but plateau are pure functions of the step, so that a resumed run needs nothing
-    but its position. The last `cooldown_epochs` of `epochs` are held at `min_lr`.
+    but its position. `epochs` is the length of the schedule; then come `cooldown_epochs` more at
+    the rate that it ends with.
     """
 
     def __init__(
@@ -67,19 +68,13 @@ class Schedule:
     ) -> None:
         if hparams.sched not in _SCHEDULES:
             raise HParamError(f"sched: is {hparams.sched!r}, must be one of {_SCHEDULES}")
-        annealed = hparams.epochs - hparams.cooldown_epochs
-        if annealed <= 0:
-            raise HParamError(
-                f"cooldown_epochs: {hparams.cooldown_epochs:g} leaves none of epochs: "
-                f"{hparams.epochs} to train in; lower it"
-            )
         self._optimizer = optimizer
         self._updates_per_epoch = updates_per_epoch
         self._on_plateau = hparams.sched == "plateau"
         self._scheduler, _ = create_scheduler_v2(
             optimizer,
             sched=hparams.sched,
-            num_epochs=annealed,
+            num_epochs=hparams.epochs,
             decay_epochs=hparams.decay_epochs,
             cooldown_epochs=hparams.cooldown_epochs,
             patience_epochs=hparams.patience_epochs,

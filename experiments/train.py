@@ -127,7 +127,7 @@ def _fit(
         # A search counts in epochs and compares this with its own max_time.
         max_length=pytorch.Batch(run.total_batches)
         if local
-        else pytorch.Epoch(trial.hparams.epochs),
+        else pytorch.Epoch(trial.hparams.total_epochs),
         checkpoint_policy="all" if local else config.checkpoint_policy,
         latest_checkpoint=checkpoint,
     )

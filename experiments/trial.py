@@ -54,7 +54,7 @@ class Run:
     @property
     def total_batches(self) -> int:
         """Batches of the whole run."""
-        return self.config.hparams.epochs * self.batches_per_epoch
+        return self.config.hparams.total_epochs * self.batches_per_epoch
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

@@ -69,7 +69,7 @@ def test_an_adaptive_search(cluster: TestCluster) -> None:
         resources={"slots_per_trial": 1},
         entrypoint="python3 experiments/train.py",
         searcher={"max_trials": 8, "max_time": 4},
-        hyperparameters={"warmup_epochs": 0, "cooldown_epochs": 0},
+        hyperparameters={"epochs": 4, "warmup_epochs": 0, "cooldown_epochs": 0},
         without=("opt", "lr"),
         min_validation_period={"epochs": 1},
     )

@@ -22,8 +22,8 @@ from tests.images import why_missing
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 
-# 48 images in batches of 8: 120 batches.
-LENGTH: dict[str, Any] = {"hyperparameters": {"epochs": 20}}
+# 48 images in batches of 8, an epoch of cooldown: 120 batches.
+LENGTH: dict[str, Any] = {"hyperparameters": {"epochs": 19}}
 FAULT_AT = 30
 
 
@@ -167,7 +167,7 @@ def test_a_rank_is_killed(cluster: TestCluster) -> None:
     """One of four ranks: the trial starts anew from its checkpoint and ends the same."""
     # Unfused: what Horovod puts together depends on timing, and with it the order of the sums.
     many = {
-        "hyperparameters": {"epochs": 8, "sync_bn": False},
+        "hyperparameters": {"epochs": 7, "sync_bn": False},
         "optimizations": {"tensor_fusion_threshold": 0},
     }
     straight = cluster.submit("distributed", **many)

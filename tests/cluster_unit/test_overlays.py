@@ -82,6 +82,30 @@ def test_overlays_are_printed_for_a_person_who_set_no_path() -> None:
     assert parsed(shlex.split(run.stdout)) == yaml.safe_load((ROOT / file).read_text())
 
 
+def test_a_search_must_have_the_length_of_its_trials() -> None:
+    file = ROOT / "experiments/adaptive.yaml"
+    require_sound(file, [])
+    change = ["--config", "hyperparameters.epochs=40"]
+    with pytest.raises(ClusterError, match=r"max_time: is 70, but .* 50 .*write max_time: 50"):
+        require_sound(file, change)
+    require_sound(file, [*change, "--config", "searcher.max_time=50"])
+    # Counted in batches, its length is not to be known here.
+    require_sound(file, [*change, "--config", "searcher.time_metric=batches"])
+    shorter = ["--config", "hyperparameters.epochs=3", "--config", "searcher.max_time=13"]
+    require_sound(file, [*shorter, "--config", "hyperparameters.warmup_epochs=0"])
+    mini = ROOT / "experiments/overlays"
+    overlays = overlay_arguments([mini / "mini.yaml", mini / "mini-search.yaml"])
+    require_sound(file, overlays)
+
+
+def test_a_search_may_choose_the_length(tmp_path: Path) -> None:
+    content = yaml.safe_load((ROOT / "experiments/adaptive.yaml").read_text())
+    content["hyperparameters"]["epochs"] = {"type": "int", "minval": 10, "maxval": 60}
+    file = tmp_path / "search.yaml"
+    file.write_text(yaml.safe_dump(content))
+    require_sound(file, [])
+
+
 def test_a_change_that_determined_cannot_merge_is_explained() -> None:
     change = ["--config", "hyperparameters.lr.type=log"]
     with pytest.raises(ClusterError, match=r"const\.yaml: a change puts a mapping where"):

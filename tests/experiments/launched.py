@@ -23,7 +23,7 @@ TRAIN = ROOT / "experiments" / "train.py"
 HPARAMS: dict[str, Any] = {
     "model": "tiny",
     "global_batch_size": 8,
-    "epochs": 4,
+    "epochs": 3,
     "opt": "fusedmomentum",
     "lr": 0.02,
     "warmup_epochs": 1,

@@ -42,6 +42,7 @@ def test_every_problem_is_in_one_message() -> None:
         ("remode", "noise", "'pixel' or 'rand' or 'const'"),
         ("image_size", [512], "[height, width]"),
         ("lr_noise", [0.9, 0.4], "rising"),
+        ("cooldown_epochs", 0.5, "a whole number"),
         ("epochs", 2.5, "a whole number"),
         ("lr", float("nan"), "a number"),
     ],
@@ -76,6 +77,7 @@ def test_values_that_contradict_each_other_are_refused(values: dict[str, object]
         ("lr", 1, 1.0),
         ("epochs", 3.0, 3),  # a searcher's whole number
         ("lr_noise", "0.4 0.9", [0.4, 0.9]),  # the original's spelling
+        ("cooldown_epochs", 10.0, 10),
         ("image_size", 512, 512),
         ("image_size", [512, 640], [512, 640]),
         ("weights", None, None),
@@ -83,7 +85,7 @@ def test_values_that_contradict_each_other_are_refused(values: dict[str, object]
     ],
 )
 def test_spellings_are_understood(name: str, given: object, read: object) -> None:
-    value = getattr(parse_hparams({name: given, "cooldown_epochs": 0, "warmup_epochs": 0}), name)
+    value = getattr(parse_hparams({"warmup_epochs": 0, name: given}), name)
     assert value == read
     assert type(value) is type(read)
 
@@ -116,7 +118,7 @@ def test_the_experiments_are_valid(name: str) -> None:
             values[hparam] = value
     hparams = parse_hparams(values)
     if name == "adaptive":
-        assert config["searcher"]["max_time"] == hparams.epochs
+        assert config["searcher"]["max_time"] == hparams.total_epochs
         assert config["searcher"]["time_metric"] == "epochs"
 
 

@@ -36,7 +36,7 @@ def test_learning_rates_are_timms(sched: str, noise: list[float] | None) -> None
     peer, epochs = create_scheduler_v2(
         peer_optimizer,
         sched=sched,
-        num_epochs=18,
+        num_epochs=20,
         warmup_epochs=3,
         warmup_lr=1e-4,
         min_lr=1e-5,
@@ -48,8 +48,8 @@ def test_learning_rates_are_timms(sched: str, noise: list[float] | None) -> None
         step_on_epochs=False,
         updates_per_epoch=UPDATES,
     )
-    assert epochs == 20 or sched == "step"
-    for step in range(20 * UPDATES):
+    assert epochs == 22 or sched == "step"
+    for step in range(22 * UPDATES):
         peer.step_update(step)
         assert schedule.set(step) == peer_optimizer.param_groups[0]["lr"]
 
@@ -58,8 +58,8 @@ def test_cooldown_is_held_at_the_lowest_rate() -> None:
     schedule = Schedule(
         _optimizer(), parse_hparams({"epochs": 20, "cooldown_epochs": 4, "lr": 0.1}), UPDATES
     )
-    assert schedule.set(16 * UPDATES - 1) > 1e-5
-    for step in range(16 * UPDATES, 20 * UPDATES):
+    assert schedule.set(20 * UPDATES - 1) > 1e-5
+    for step in range(20 * UPDATES, 24 * UPDATES):
         assert schedule.set(step) == 1e-5
 
 
@@ -143,8 +143,6 @@ def test_unknown_optimizers_and_schedules_are_refused_by_name() -> None:
         build_optimizer(nn.Linear(2, 2), parse_hparams({"opt": "sdg"}))
     with pytest.raises(HParamError, match=r"sched: is 'cosin'"):
         Schedule(_optimizer(), parse_hparams({"sched": "cosin"}), UPDATES)
-    with pytest.raises(HParamError, match="cooldown_epochs"):
-        Schedule(_optimizer(), parse_hparams({"epochs": 9}), UPDATES)
 
 
 def test_linear_scaling() -> None:
