@@ -57,16 +57,17 @@ class HParams:
     clip_mode: Literal["norm", "value", "agc"] = "norm"
     epochs: int = 300  # of the schedule, its warm-up included
     sched: str = "cosine"
-    warmup_epochs: float = 5.0
+    warmup_epochs: float = 5.0  # the rate rises with every update
     warmup_lr: float = 1e-4
     min_lr: float = 1e-5
     cooldown_epochs: int = 10  # after `epochs`, at the rate that the schedule ends with
     patience_epochs: int = 10  # of the plateau schedule, in validations
     decay_epochs: float = 90.0  # of the step schedule
     decay_rate: float = 0.1
-    lr_noise: list[float] | None = None  # where it begins and ends, as shares of the schedule
-    lr_noise_pct: float = 0.67
-    lr_noise_std: float = 1.0
+    # Where it begins and ends, as shares of `epochs`; one number: from there to the end of the run.
+    lr_noise: float | list[float] | None = None
+    lr_noise_pct: float = 0.67  # an epoch's factor is between 1 - this and 1 + this
+    lr_noise_std: float = 1.0  # of the normal distribution that is cut off there
 
     # Precision, averaging, speed.
     amp: bool = False
@@ -111,11 +112,11 @@ class HParams:
 
 _NOT_NEGATIVE = {
     *("weight_decay", "warmup_epochs", "warmup_lr", "min_lr", "cooldown_epochs"),
-    *("patience_epochs", "lr_noise_pct", "lr_noise_std", "val_skip", "seed", "reprob"),
+    *("patience_epochs", "lr_noise", "lr_noise_std", "val_skip", "seed", "reprob"),
     *("momentum", "smoothing", "drop_path_rate", "model_ema_decay"),
 }
 _BELOW_ONE = {"momentum", "smoothing", "drop_path_rate"}
-_AT_MOST_ONE = {"reprob", "model_ema_decay", "bn_momentum", "alpha"}
+_AT_MOST_ONE = {"reprob", "model_ema_decay", "bn_momentum", "alpha", "lr_noise", "lr_noise_pct"}
 
 # Names of other EfficientDet training scripts, each with what to write here.
 _FORMER_NAMES = {
@@ -225,7 +226,7 @@ def _together(hparams: HParams) -> list[str]:
     found = []
     if hparams.scale_min > hparams.scale_max:
         found.append(f"scale_min {hparams.scale_min} is above scale_max {hparams.scale_max}")
-    if hparams.lr_noise is not None and (
+    if isinstance(hparams.lr_noise, list) and (
         len(hparams.lr_noise) not in (1, 2)
         or sorted(hparams.lr_noise) != hparams.lr_noise
         or not all(0 <= share <= 1 for share in hparams.lr_noise)
@@ -246,6 +247,8 @@ def _together(hparams: HParams) -> list[str]:
         found.append("smoothing is not defined for the legacy focal loss: set legacy_focal: false")
     if hparams.min_loss_scale is not None and not (hparams.amp and hparams.amp_dtype == "float16"):
         found.append("min_loss_scale acts on float16 only: set amp: true and amp_dtype: float16")
+    if hparams.sched == "plateau" and hparams.decay_rate >= 1:
+        found.append(f"decay_rate {hparams.decay_rate:g} must be below 1 with sched: plateau")
     if hparams.warmup_epochs >= hparams.epochs:
         found.append(f"warmup_epochs {hparams.warmup_epochs:g} leaves no epoch of {hparams.epochs}")
     return found

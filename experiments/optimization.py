@@ -5,9 +5,10 @@ from typing import Any
 
 import torch
 from timm.optim import create_optimizer_v2, list_optimizers
-from timm.scheduler import PlateauLRScheduler, create_scheduler_v2
+from timm.scheduler import create_scheduler_v2
 from timm.utils import dispatch_clip_grad
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from experiments.hparams import HParamError, HParams
 
@@ -56,11 +57,18 @@ def build_optimizer(model: nn.Module, hparams: HParams) -> torch.optim.Optimizer
 
 
 class Schedule:
-    """The learning rate as a function of the optimizer step.
+    """The learning rate of every optimizer step: timm's schedules, as effdet's train.py uses them.
 
-    All schedules but plateau are pure functions of the step, so that a resumed run needs nothing
-    but its position. `epochs` is the length of the schedule; then come `cooldown_epochs` more at
-    the rate that it ends with.
+    `epochs` is the length of the schedule, its warm-up included; then come `cooldown_epochs` more
+    at the rate that it ends with. (effdet gives step, plateau and constant no cooldown. Here they
+    have one too, so that all trials of a search are equally long.)
+
+    effdet sets the rate after every epoch. Here it is set before every update: at the start of an
+    epoch it is effdet's, and from there warm-up and annealing move on to the next epoch's rate
+    instead of waiting for it. Noise is one factor for a whole epoch, as effdet's is.
+
+    The rate is a function of the step alone, so that a resumed run needs nothing but its position.
+    Only plateau depends on the metrics seen so far, which `state_dict` holds.
     """
 
     def __init__(
@@ -68,57 +76,98 @@ class Schedule:
     ) -> None:
         if hparams.sched not in _SCHEDULES:
             raise HParamError(f"sched: is {hparams.sched!r}, must be one of {_SCHEDULES}")
+        on_plateau = hparams.sched == "plateau"
+        rates = [float(group["lr"]) for group in optimizer.param_groups]
         self._optimizer = optimizer
         self._updates_per_epoch = updates_per_epoch
-        self._on_plateau = hparams.sched == "plateau"
-        self._scheduler, _ = create_scheduler_v2(
-            optimizer,
-            sched=hparams.sched,
+        self._warmup_updates = hparams.warmup_epochs * updates_per_epoch
+        self._plateau = (
+            ReduceLROnPlateau(
+                _rate_holder(rates),
+                mode="max",
+                factor=hparams.decay_rate,
+                patience=hparams.patience_epochs,
+                min_lr=hparams.min_lr,
+            )
+            if on_plateau
+            else None
+        )
+        # Before noise. Of plateau, the warm-up only.
+        self._annealing, _ = create_scheduler_v2(
+            _rate_holder(rates),
+            sched="constant" if on_plateau else hparams.sched,
             num_epochs=hparams.epochs,
-            decay_epochs=hparams.decay_epochs,
             cooldown_epochs=hparams.cooldown_epochs,
-            patience_epochs=hparams.patience_epochs,
+            decay_epochs=hparams.decay_epochs,
             decay_rate=hparams.decay_rate,
             min_lr=hparams.min_lr,
             warmup_lr=hparams.warmup_lr,
             warmup_epochs=hparams.warmup_epochs,
+            step_on_epochs=False,
+            updates_per_epoch=updates_per_epoch,
+        )
+        # A schedule that is 1 but for its noise.
+        self._noise, _ = create_scheduler_v2(
+            _rate_holder([1.0]),
+            sched="constant",
+            num_epochs=hparams.epochs,
             noise=hparams.lr_noise,
             noise_pct=hparams.lr_noise_pct,
             noise_std=hparams.lr_noise_std,
             noise_seed=hparams.seed,
-            step_on_epochs=self._on_plateau,
-            updates_per_epoch=updates_per_epoch,
         )
+        # effdet never steps its schedule before the first epoch, and timm's plateau has no noise
+        # in its warm-up.
+        self._last_epoch_without_noise = hparams.warmup_epochs if on_plateau else 0
 
     def set(self, step: int) -> float:
         """Set the learning rate of optimizer step `step` (from 0) and return it."""
-        if not self._on_plateau:
-            self._scheduler.step_update(step)
-        elif step < self._scheduler.warmup_t * self._updates_per_epoch:
-            # In its warm-up the plateau schedule is a line over epochs, here fractions of them.
-            self._scheduler.step(step / self._updates_per_epoch)
-        return float(self._optimizer.param_groups[0]["lr"])
+        factor = self._noise_factor(step // self._updates_per_epoch)
+        groups = self._optimizer.param_groups
+        for group, rate in zip(groups, self._rates_before_noise(step), strict=True):
+            group["lr"] = rate * factor
+        return float(groups[0]["lr"])
+
+    def _rates_before_noise(self, step: int) -> list[float]:
+        """The rate of every parameter group."""
+        if self._plateau is not None and step >= self._warmup_updates:
+            return [float(rate) for rate in self._plateau.get_last_lr()]
+        self._annealing.step_update(step)
+        return [float(group["lr"]) for group in self._annealing.optimizer.param_groups]
+
+    def _noise_factor(self, epoch: int) -> float:
+        """What all of an epoch's rates are multiplied by."""
+        if epoch <= self._last_epoch_without_noise:
+            return 1.0
+        self._noise.step(epoch)
+        return float(self._noise.optimizer.param_groups[0]["lr"])
 
     def validated(self, step: int, metric: float) -> None:
         """Tell a plateau schedule the validation metric (more is better) after `step` steps."""
-        epoch = step / self._updates_per_epoch
-        if self._on_plateau and epoch > self._scheduler.warmup_t:
-            self._scheduler.step(epoch, metric)
+        if self._plateau is not None and step > self._warmup_updates:
+            self._plateau.step(metric)
 
     def state_dict(self) -> dict[str, Any]:
         """What the position does not tell: a plateau's memory."""
-        if not isinstance(self._scheduler, PlateauLRScheduler):
-            return {}
-        return {
-            "plateau": self._scheduler.lr_scheduler.state_dict(),
-            "restore_lr": self._scheduler.restore_lr,
-        }
+        return {"plateau": self._plateau.state_dict()} if self._plateau is not None else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
-        if isinstance(self._scheduler, PlateauLRScheduler) and state:
-            self._scheduler.lr_scheduler.load_state_dict(state["plateau"])
-            self._scheduler.restore_lr = state["restore_lr"]
+        if self._plateau is None or not state:
+            return
+        self._plateau.load_state_dict(state["plateau"])
+        groups = self._plateau.optimizer.param_groups
+        for group, rate in zip(groups, self._plateau.get_last_lr(), strict=True):
+            group["lr"] = rate
+
+
+def _rate_holder(rates: list[float]) -> torch.optim.Optimizer:
+    """An optimizer of nothing with a parameter group for every rate.
+
+    Schedulers keep their rates in an optimizer. In one of their own the rates stay free of noise,
+    and a checkpoint's, which has it, does not get there.
+    """
+    return torch.optim.SGD([{"params": [torch.zeros(1)], "lr": rate} for rate in rates])
 
 
 def gradient_clipper(hparams: HParams) -> Callable[[Iterable[Tensor]], None] | None:

@@ -42,6 +42,9 @@ def test_every_problem_is_in_one_message() -> None:
         ("remode", "noise", "'pixel' or 'rand' or 'const'"),
         ("image_size", [512], "[height, width]"),
         ("lr_noise", [0.9, 0.4], "rising"),
+        ("lr_noise", 1.5, "must be at most 1"),
+        ("lr_noise", -0.5, "must not be negative"),
+        ("lr_noise_pct", 0, "must be more than 0"),  # timm would draw for ever
         ("cooldown_epochs", 0.5, "a whole number"),
         ("epochs", 2.5, "a whole number"),
         ("lr", float("nan"), "a number"),
@@ -62,6 +65,7 @@ def test_refusals_say_what_to_do(name: str, value: object, hint: str) -> None:
         {"smoothing": 0.1, "legacy_focal": True},
         {"min_loss_scale": 16.0, "amp": False},
         {"epochs": 5, "warmup_epochs": 5},
+        {"sched": "plateau", "decay_rate": 1.0},
         {"mean": [0.5, 0.5]},
     ],
 )
@@ -77,6 +81,10 @@ def test_values_that_contradict_each_other_are_refused(values: dict[str, object]
         ("lr", 1, 1.0),
         ("epochs", 3.0, 3),  # a searcher's whole number
         ("lr_noise", "0.4 0.9", [0.4, 0.9]),  # the original's spelling
+        ("lr_noise", 0.5, 0.5),
+        ("lr_noise", "0.5", 0.5),
+        ("lr_noise", 0, 0.0),
+        ("lr_noise", [0.5], [0.5]),
         ("cooldown_epochs", 10.0, 10),
         ("image_size", 512, 512),
         ("image_size", [512, 640], [512, 640]),
