@@ -26,9 +26,9 @@ from rich.console import Console
 from bench.machine import busy, commit, machine, machine_kind
 from bench.network_lab import DATA, STORE, Lab, LabHost, missing
 from cocodata import DatasetFolder
-from cocodata.sync.control import Options, Synchronisation
+from cocodata.sync.control import SyncOptions, SyncRun
 from cocodata.sync.hosts import Host
-from cocodata.sync.pack import Seal
+from cocodata.sync.pack import ImageMetadata
 from cocodata.sync.torrent import make_torrent
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -90,7 +90,7 @@ def _sent(host: LabHost) -> int:
     return int(line.partition(":")[2].split()[8])
 
 
-def _pack(folder: Path, mebibytes: int) -> Seal:
+def _pack(folder: Path, mebibytes: int) -> ImageMetadata:
     """Make an image of random bytes, which hosts can mount."""
     content = folder / "content"
     content.mkdir(parents=True)
@@ -105,14 +105,14 @@ def _pack(folder: Path, mebibytes: int) -> Seal:
     shutil.rmtree(content)
     (image.parent / "bench.torrent").write_bytes(make_torrent(image))
     size = image.stat().st_size
-    return Seal("bench", VERSION, image.name, "bench.torrent", size, "", {}, "")
+    return ImageMetadata("bench", VERSION, image.name, "bench.torrent", size, "", {}, "")
 
 
-def _measure_sync(folder: Path, seal: Seal, hosts: int, rate: int) -> Measured:
+def _measure_sync(folder: Path, metadata: ImageMetadata, hosts: int, rate: int) -> Measured:
     with Lab(folder / "lab", hosts + 1, rate=f"{rate}mbit") as lab:
         source, *others = lab.hosts
         program = "/usr/bin/python3"
-        options = Options(
+        options = SyncOptions(
             STORE,
             f"{DATA}/bench",
             source=Host("source", source.address, (*source.enter, program), listen=source.address),
@@ -121,18 +121,18 @@ def _measure_sync(folder: Path, seal: Seal, hosts: int, rate: int) -> Measured:
             Host(each.name, each.address, (*each.enter, program), listen=each.address)
             for each in others
         ]
-        run = Synchronisation(seal, folder / "packed", targets, options, lambda *_: None)
+        run = SyncRun(metadata, folder / "packed", targets, options, lambda *_: None)
         before = _sent(source)
-        total, busy = _timed(lambda: asyncio.run(run.synchronise()))
+        total, busy = _timed(lambda: asyncio.run(run.sync()))
         if run.result.failed:
             raise RuntimeError(f"{run.result.failed} failed: {run.result.hosts}")
         for each in others:
             each.run(f"test -s {DATA}/bench/payload")
-        copies = (_sent(source) - before) / seal.size
+        copies = (_sent(source) - before) / metadata.size
     shutil.rmtree(folder / "lab")
-    wire = seal.size * 8 / rate / 1e6
+    wire = metadata.size * 8 / rate / 1e6
     return Measured(
-        "coco-sync", hosts, seal.size, run.result.seconds, wire, copies, busy, with_mounts=total
+        "coco-sync", hosts, metadata.size, run.result.seconds, wire, copies, busy, with_mounts=total
     )
 
 
@@ -222,10 +222,10 @@ def main(
     runs: list[Measured] = []
     with tempfile.TemporaryDirectory(prefix="coco-sync-") as scratch:
         folder = Path(scratch)
-        seal = _pack(folder, mebibytes)
+        metadata = _pack(folder, mebibytes)
         for number in map(int, hosts.split(",")):
             measurements: list[Callable[[], Measured]] = [
-                partial(_measure_sync, folder, seal, number, rate)
+                partial(_measure_sync, folder, metadata, number, rate)
             ]
             for parallel in (False, True) if rsync_mebibytes else ():
                 measurements.append(

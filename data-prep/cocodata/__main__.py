@@ -14,7 +14,7 @@ from cocodata.checks.repair import ARCHIVES, repair_dataset, sources, write_sour
 from cocodata.checks.verify import record_result, verify_dataset
 from cocodata.download.archives import COCO_2017, Archive, at_mirror, parse_archive
 from cocodata.download.download import download as download_archives
-from cocodata.download.extract import extract, wanted_members
+from cocodata.download.extract import dataset_members, extract
 from cocodata.download.fetching import Fetcher
 from cocodata.download.progress import byte_bars, download_display, progress_bar
 from cocodata.errors import DatasetError
@@ -100,7 +100,7 @@ def download(
     if mirror:
         wanted = [at_mirror(each, mirror) for each in wanted]
     folder = folder or out / ARCHIVES
-    with download_display() as (watcher, note):
+    with download_display() as (listener, note):
         fetcher = Fetcher(proxy=proxy, connections=connections, note=note)
         # Unpacked images are about as large as their archives. What is already unpacked needs no
         # more space; the exact need is checked again before unpacking.
@@ -110,13 +110,13 @@ def download(
             else sum(each.size or 0 for each in wanted)
         )
         files = download_archives(
-            wanted, folder, fetcher, connections=connections, reserve=reserve, watcher=watcher
+            wanted, folder, fetcher, connections=connections, reserve=reserve, listener=listener
         )
     write_sources(folder, wanted)
     written = 0
     for file in files:
         with zipfile.ZipFile(file) as opened:
-            total = len(wanted_members(opened))
+            total = len(dataset_members(opened))
         with progress_bar(f"Unpacking {file.name}", total) as advance:
             written += extract(file, out, workers=workers, advance=advance)
     names = splits(out)

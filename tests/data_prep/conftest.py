@@ -17,7 +17,7 @@ EditAnnotations = Callable[[Callable[[dict[str, Any]], None]], None]
 
 @pytest.fixture(scope="session")
 def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A mini COCO of 220 + 110 images; not to be changed."""
+    """A mini COCO of 220 + 110 images; read-only."""
     folder = tmp_path_factory.mktemp("generated") / "mini"
     generate_mini_coco(folder, num_train=220, num_val=110)
     return folder
@@ -25,7 +25,7 @@ def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def data(generated: Path, tmp_path: Path) -> Path:
-    """A copy to damage, without a manifest: every look at it is a full one."""
+    """A copy to damage, without a manifest, so that every check is a full one."""
     folder = tmp_path / "data"
     shutil.copytree(generated, folder)
     (folder / "manifest.json").unlink()

@@ -1,4 +1,4 @@
-"""An HTTP server that does to each request what a test tells it to."""
+"""An HTTP server that injects faults into chosen requests."""
 
 import http.server
 import re
@@ -14,16 +14,16 @@ from cocodata.download.archives import Archive, archive_digest
 IMAGES, ANNOTATIONS = "/zips/val2017.zip", "/annotations/annotations_trainval2017.zip"
 
 Fault = Callable[["Handler", bytes, range], None]
-"""Answers a request for a range of a file's content in a way of its own."""
+"""Responds to a request for a range of a file's content."""
 
 
 @dataclass
 class Behaviour:
-    """What the server does.
+    """How the server behaves.
 
     Attributes:
-        faults: by path, what happens to its next requests; afterwards they are answered well.
-        ranges: whether parts of files are given.
+        faults: by path, what happens to its next requests; later ones are served normally.
+        ranges: whether ranges are supported.
         etag: sent with every file.
         requests: path and Range header of each request so far.
         sent: bytes of content sent so far.
@@ -38,11 +38,11 @@ class Behaviour:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def fail(self, path: str, *faults: Fault) -> None:
-        """Let the next requests for a path meet faults."""
+        """Inject faults into the next requests for a path."""
         self.faults.setdefault(path, deque()).extend(faults)
 
     def data_requests(self, path: str) -> int:
-        """Return how many requests for content there were, the look at its size left out."""
+        """Return how many requests for content there were, without those for its size."""
         return sum(each == path and part != "bytes=0-0" for each, part in self.requests)
 
 
@@ -54,7 +54,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     partial: bool
 
     def do_GET(self) -> None:
-        # A proxy is asked for whole addresses.
+        # A proxy gets complete addresses.
         path = re.sub(r"^http://[^/]+", "", self.path)
         behaviour = self.behaviour
         with behaviour.lock:
@@ -72,10 +72,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.partial = bool(match and behaviour.ranges and unchanged)
         if match and self.partial:
             asked = range(int(match[1]), min(int(match[2]) + 1, len(content)))
-        (fault or well)(self, content, asked)
+        (fault or serve_normally)(self, content, asked)
 
     def status(self, code: int, **headers: str) -> None:
-        """Answer with a status and no content."""
+        """Send a status without content."""
         self.send_response(code)
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), value)
@@ -83,7 +83,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
 
     def head(self, content: bytes, asked: range, length: int | None = None) -> None:
-        """Begin an answer; a length other than the content's is a lie."""
+        """Send the headers, optionally with a wrong length."""
         self.send_response(206 if self.partial else 200)
         if self.partial:
             self.send_header("Content-Range", f"bytes {asked[0]}-{asked[-1]}/{len(content)}")
@@ -97,51 +97,51 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.behaviour.sent += len(data)
         self.wfile.write(data)
 
-    def hang_up(self) -> None:
+    def disconnect(self) -> None:
         """Close the connection."""
         self.close_connection = True
         self.wfile.flush()
         self.connection.shutdown(socket.SHUT_RDWR)
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
-def well(handler: Handler, content: bytes, asked: range) -> None:
+def serve_normally(handler: Handler, content: bytes, asked: range) -> None:
     handler.head(content, asked)
     handler.body(content[asked.start : asked.stop])
 
 
-def break_off(handler: Handler, content: bytes, asked: range) -> None:
+def disconnect_halfway(handler: Handler, content: bytes, asked: range) -> None:
     """Send half of what was announced, then close the connection."""
     handler.head(content, asked)
     handler.body(content[asked.start : asked.start + (len(asked) + 1) // 2])
-    handler.hang_up()
+    handler.disconnect()
 
 
 def truncate(handler: Handler, content: bytes, asked: range) -> None:
-    """Send half and announce half: the answer itself is well-formed."""
+    """Send half and announce half: the response itself is well-formed."""
     half = len(asked) // 2
     handler.head(content, asked, half)
     handler.body(content[asked.start : asked.start + half])
 
 
-def say_too_little(handler: Handler, content: bytes, asked: range) -> None:
+def announce_too_little(handler: Handler, content: bytes, asked: range) -> None:
     """Announce less than is sent."""
     handler.head(content, asked, max(1, len(asked) - 1000))
     handler.body(content[asked.start : asked.stop])
-    handler.hang_up()
+    handler.disconnect()
 
 
-def say_too_much(handler: Handler, content: bytes, asked: range) -> None:
-    """Announce more than there is."""
+def announce_too_much(handler: Handler, content: bytes, asked: range) -> None:
+    """Announce more than is sent."""
     handler.head(content, asked, len(asked) + 1000)
     handler.body(content[asked.start : asked.stop])
-    handler.hang_up()
+    handler.disconnect()
 
 
 def corrupt(handler: Handler, content: bytes, asked: range) -> None:
-    """Send what was asked for, with a bit wrong."""
+    """Send the requested range with one bit flipped."""
     handler.head(content, asked)
     part = bytearray(content[asked.start : asked.stop])
     part[len(part) // 2] ^= 1
@@ -154,7 +154,7 @@ def answer(code: int, **headers: str) -> Fault:
 
 
 class FaultyServer(http.server.ThreadingHTTPServer):
-    """Serves in threads of its own until closed."""
+    """Runs in threads of its own until closed."""
 
     daemon_threads = True
 
@@ -169,7 +169,7 @@ class FaultyServer(http.server.ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
     def handle_error(self, *_: object) -> None:
-        """A client that hangs up is nothing to tell of."""
+        """Ignore clients that disconnect."""
 
 
 def archive_on(server: FaultyServer, path: str = IMAGES) -> Archive:

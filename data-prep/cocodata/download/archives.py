@@ -1,4 +1,4 @@
-"""The archives that a data set is published in."""
+"""The archives in which a data set is published."""
 
 import hashlib
 import re
@@ -17,9 +17,9 @@ class Archive:
     """A zip archive to download.
 
     Attributes:
-        url: where it is.
-        digest: `algorithm:hexadecimal`, or None where it is not known.
-        size: bytes, or None where it is not known.
+        url: its address.
+        digest: `algorithm:hexadecimal`, or None if unknown.
+        size: bytes, or None if unknown.
     """
 
     url: str
@@ -32,9 +32,8 @@ class Archive:
         return PurePosixPath(urlsplit(self.url).path).name
 
 
-# The hashes are the ones that MLPerf's, NVIDIA's and Paddle's training scripts check these files
-# with; COCO itself publishes none. Its server has no certificate of its own name, hence http: the
-# hashes are what makes these archives trustworthy.
+# The hashes are those in MLPerf's, NVIDIA's and Paddle's training scripts; COCO publishes none.
+# COCO's server has no certificate for its name, hence http: only the hashes authenticate the files.
 COCO_2017 = (
     Archive(
         "http://images.cocodataset.org/annotations/annotations_trainval2017.zip",
@@ -55,10 +54,10 @@ COCO_2017 = (
 
 
 def parse_archive(text: str) -> Archive:
-    """Read an archive from `URL` or `URL#algorithm:hexadecimal`.
+    """Parse an archive from `URL` or `URL#algorithm:hexadecimal`.
 
     Raises:
-        DatasetError: it is neither.
+        DatasetError: the text is neither.
     """
     url, digest = urldefrag(text)
     parts = urlsplit(url)
@@ -69,14 +68,14 @@ def parse_archive(text: str) -> Archive:
         match = _DIGEST.fullmatch(digest)
         if match is None or hashlib.new(match[1]).digest_size * 2 != len(match[2]):
             raise DatasetError(
-                f"{text}: {digest!r} is no checksum. Write URL#md5:... or URL#sha256:... with "
+                f"{text}: {digest!r} is not a checksum. Write URL#md5:... or URL#sha256:... with "
                 "all digits in lower case"
             )
     return archive
 
 
 def at_mirror(archive: Archive, mirror: str) -> Archive:
-    """Return the archive at a mirror, which has it under the same path as its own server."""
+    """Return the archive on a mirror, which has it under the same path as the original server."""
     return replace(archive, url=mirror.rstrip("/") + urlsplit(archive.url).path)
 
 

@@ -1,8 +1,7 @@
-"""Downloading archives: in parallel, in pieces, and on from where an earlier download stopped.
+"""Downloading archives: in parallel, in pieces, resuming where an earlier download stopped.
 
-Beside an archive that is not complete lie NAME.part, into which pieces are written at their place,
-and NAME.part.json, which says which ones are on disk. The archive gets its name when its checksum
-has been found to be right.
+Pieces of an incomplete archive are written into NAME.part; NAME.part.json lists those that are on
+disk. The file is renamed to NAME once its checksum has been verified.
 """
 
 import os
@@ -22,20 +21,20 @@ from cocodata.errors import DatasetError
 from cocodata.files import write_atomically
 
 PIECE = 16 << 20
-"""Bytes of a request; as much of each connection's work is lost at most when killed."""
+"""Bytes per request; at most this much per connection is lost if the process is killed."""
 
 
-class Watcher:
-    """Told of a download as it goes on; here, by nobody."""
+class DownloadListener:
+    """Receives the progress of a download; this one ignores it."""
 
-    def begin(self, archive: Archive, size: int | None, there: int) -> None:
-        """An archive of `size` bytes is begun, of which `there` are on disk already."""
+    def begin(self, archive: Archive, size: int | None, present: int) -> None:
+        """The download of an archive of `size` bytes starts; `present` are already on disk."""
 
     def advance(self, archive: Archive, amount: int) -> None:
-        """More bytes have come; fewer than none if some have to come again."""
+        """More bytes have arrived; negative if some must be downloaded again."""
 
     def check(self, archive: Archive) -> None:
-        """All bytes are there, their checksum is computed."""
+        """All bytes have arrived; the checksum is being computed."""
 
     def end(self, archive: Archive) -> None:
         """The archive is complete."""
@@ -43,7 +42,7 @@ class Watcher:
 
 @dataclass
 class _Transfer:
-    """An archive on its way."""
+    """The download of one archive."""
 
     archive: Archive
     folder: Path
@@ -83,7 +82,7 @@ class _Transfer:
                 "validator": self.remote.validator,
                 "done": sorted(self.done),
             }
-            # Where it is lost, pieces are fetched again.
+            # If it is lost, pieces are downloaded again.
             write_atomically(self.journal, orjson.dumps(state), durable=False)
 
     def discard(self) -> None:
@@ -99,44 +98,44 @@ def download(
     *,
     connections: int = 8,
     reserve: int = 0,
-    watcher: Watcher | None = None,
+    listener: DownloadListener | None = None,
 ) -> list[Path]:
-    """Download archives into a folder; those that are there already are only checked.
+    """Download archives into a folder; those that exist are only checked.
 
-    An archive that cannot be had does not keep the others from being downloaded.
+    If one archive fails, the others are still downloaded.
 
     Args:
         archives: what to download.
-        folder: where to.
+        folder: where to put them.
         fetcher: makes the requests.
-        connections: how many requests are made at the same time.
+        connections: concurrent requests.
         reserve: bytes that must stay free on the same disk.
-        watcher: told of progress.
+        listener: receives progress.
 
     Returns:
         The archives' files, in order.
 
     Raises:
-        DatasetError: an archive cannot be had, or the disk is too small.
+        DatasetError: an archive cannot be downloaded, or the disk is too small.
     """
-    watcher = watcher or Watcher()
+    listener = listener or DownloadListener()
     folder.mkdir(parents=True, exist_ok=True)
     failures: dict[str, str] = {}
     transfers = []
     for archive in archives:
         try:
-            if not is_complete(folder / archive.name, archive, watcher):
+            if not is_complete(folder / archive.name, archive, listener):
                 transfers.append(_begin(archive, folder, fetcher))
         except FetchError as error:
             failures[archive.name] = str(error)
-    _look_at_room(folder, transfers, reserve)
+    _check_free_space(folder, transfers, reserve)
 
     with (
         ThreadPoolExecutor(connections) as pool,
         ThreadPoolExecutor(max(1, len(transfers))) as coordinators,
     ):
         running = {
-            coordinators.submit(_fetch, transfer, pool, fetcher, watcher): transfer
+            coordinators.submit(_fetch, transfer, pool, fetcher, listener): transfer
             for transfer in transfers
         }
         try:
@@ -152,47 +151,47 @@ def download(
         lines = "\n".join(f"  {name}: {why}" for name, why in failures.items())
         raise DatasetError(
             f"{folder}: {len(failures)} of {len(archives)} archives could not be downloaded\n"
-            f"{lines}\nThe same command goes on where this one stopped. An archive that you have "
-            "can be put into the folder by hand; MIRROR= takes them from another server"
+            f"{lines}\nRun the same command again to resume. An archive that you already have "
+            "can be put into the folder; MIRROR= downloads from another server"
         )
     return [folder / archive.name for archive in archives]
 
 
-def is_complete(path: Path, archive: Archive, watcher: Watcher | None = None) -> bool:
-    """Return whether an archive is there with the right size and checksum.
+def is_complete(path: Path, archive: Archive, listener: DownloadListener | None = None) -> bool:
+    """Return whether an archive exists with the right size and checksum.
 
-    A checksum is computed once: a note beside the file says for what size and time it was.
+    The checksum is computed once: NAME.checked records the size and time of the file it was for.
 
     Raises:
-        FetchError: another file has its name.
+        FetchError: a different file has its name.
     """
     if not path.is_file():
         return False
     stat = path.stat()
     if archive.size not in (None, stat.st_size):
         raise FetchError(
-            f"a file of {stat.st_size:,} bytes is there, the archive has {archive.size:,}: move "
-            "it away"
+            f"the existing file has {stat.st_size:,} bytes, the archive {archive.size:,}: delete "
+            "or rename the file"
         )
     if archive.digest is None:
         return True
     checked, stamp = _stamp(path, archive.digest)
     if checked.is_file() and checked.read_text() == stamp:
         return True
-    if watcher is not None:
-        watcher.check(archive)
+    if listener is not None:
+        listener.check(archive)
     found = archive_digest(path, archive.digest.partition(":")[0])
     if found != archive.digest:
         raise FetchError(
-            f"the file that is there has the checksum {found}, not {archive.digest}: move it away"
+            f"the existing file has the checksum {found}, not {archive.digest}: delete or rename it"
         )
     checked.write_text(stamp)
     return True
 
 
 def _begin(archive: Archive, folder: Path, fetcher: Fetcher) -> _Transfer:
-    """Ask for an archive's size, and find out how much of it is on disk."""
-    remote = fetcher.look(archive.url)
+    """Request an archive's size, and find out how much of it is on disk."""
+    remote = fetcher.probe(archive.url)
     if archive.size is not None:
         if remote.size not in (None, archive.size):
             raise FetchError(
@@ -203,7 +202,7 @@ def _begin(archive: Archive, folder: Path, fetcher: Fetcher) -> _Transfer:
     transfer = _Transfer(archive, folder, remote)
     try:
         state = orjson.loads(transfer.journal.read_bytes())
-        # With a checksum, what is on disk may come from another server; it is judged at the end.
+        # With a checksum, pieces may come from another server, because the whole is verified later.
         same = archive.digest is not None or state["validator"] == remote.validator is not None
         if (
             remote.ranges
@@ -213,57 +212,59 @@ def _begin(archive: Archive, folder: Path, fetcher: Fetcher) -> _Transfer:
         ):
             transfer.done.update(state["done"])
     except (OSError, ValueError, KeyError, TypeError):
-        pass  # Nothing there to go on with.
+        pass  # There is nothing to resume.
     return transfer
 
 
-def _look_at_room(folder: Path, transfers: Sequence[_Transfer], beside: int) -> None:
-    to_come = sum((t.remote.size or 0) - t.bytes_done() for t in transfers)
-    require_room(folder, to_come + beside, "the archives and what is unpacked from them")
+def _check_free_space(folder: Path, transfers: Sequence[_Transfer], reserve: int) -> None:
+    remaining = sum((t.remote.size or 0) - t.bytes_done() for t in transfers)
+    require_free_space(folder, remaining + reserve, "the archives and their unpacked files")
 
 
-def require_room(folder: Path, needed: int, what: str) -> None:
-    """Look at the free space of a disk before writing to it.
+def require_free_space(folder: Path, needed: int, what: str) -> None:
+    """Check that a disk has enough free space before writing to it.
 
     Raises:
-        DatasetError: it is too little.
+        DatasetError: it has not.
     """
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise DatasetError(
             f"{folder}: {needed / 1e9:.1f} GB are needed for {what}, {free / 1e9:.1f} GB are "
-            "free. Make room, or choose a folder on another disk"
+            "free. Free some space, or choose a folder on another disk"
         )
 
 
 def _fetch(
-    transfer: _Transfer, pool: ThreadPoolExecutor, fetcher: Fetcher, watcher: Watcher
+    transfer: _Transfer, pool: ThreadPoolExecutor, fetcher: Fetcher, listener: DownloadListener
 ) -> None:
-    """Fetch what is missing of an archive, check all of it, and give it its name."""
+    """Download the missing part of an archive, verify all of it, and rename it."""
     archive = transfer.archive
-    watcher.begin(archive, transfer.remote.size, transfer.bytes_done())
-    again = 2  # Where bytes turn out to be wrong, or of different files.
+    listener.begin(archive, transfer.remote.size, transfer.bytes_done())
+    restarts = 2  # If bytes turn out to be wrong, or to belong to different files.
     while True:
         try:
             if transfer.remote.ranges and transfer.remote.size is not None:
-                _fetch_pieces(transfer, pool, fetcher, watcher)
+                _fetch_pieces(transfer, pool, fetcher, listener)
             else:
-                pool.submit(_fetch_whole, transfer, fetcher, watcher).result()
-            _accept(transfer, watcher)
-        except (ChangedError, _WrongError) as error:
-            watcher.advance(archive, -transfer.bytes_done())
+                pool.submit(_fetch_whole, transfer, fetcher, listener).result()
+            _accept(transfer, listener)
+        except (ChangedError, _WrongContentError) as error:
+            listener.advance(archive, -transfer.bytes_done())
             transfer.discard()
-            if not again:
-                raise FetchError(str(error) or f"{archive.url}: changes all the time") from None
-            again -= 1
-            transfer.remote = fetcher.look(archive.url)
+            if not restarts:
+                raise FetchError(
+                    str(error) or f"{archive.url}: keeps changing on the server"
+                ) from None
+            restarts -= 1
+            transfer.remote = fetcher.probe(archive.url)
         else:
-            watcher.end(archive)
+            listener.end(archive)
             return
 
 
 def _fetch_pieces(
-    transfer: _Transfer, pool: ThreadPoolExecutor, fetcher: Fetcher, watcher: Watcher
+    transfer: _Transfer, pool: ThreadPoolExecutor, fetcher: Fetcher, listener: DownloadListener
 ) -> None:
     with transfer.part.open("ab") as file:
         file.truncate(transfer.size)
@@ -272,7 +273,7 @@ def _fetch_pieces(
     def fetch(piece: int) -> None:
         def take(position: int, block: bytes) -> None:
             _write(file_number, block, position, transfer.part)
-            watcher.advance(transfer.archive, len(block))
+            listener.advance(transfer.archive, len(block))
 
         validator = transfer.remote.validator
         fetcher.read(transfer.archive.url, *transfer.extent(piece), take, validator=validator)
@@ -285,7 +286,7 @@ def _fetch_pieces(
         _, waiting = wait(futures, return_when=FIRST_EXCEPTION)
         for future in waiting:
             future.cancel()
-        wait(futures)  # Those that had begun still write into the file.
+        wait(futures)  # Those that have started still write into the file.
         for future in futures:
             if not future.cancelled():
                 future.result()
@@ -293,14 +294,14 @@ def _fetch_pieces(
         os.close(file_number)
 
 
-def _fetch_whole(transfer: _Transfer, fetcher: Fetcher, watcher: Watcher) -> None:
-    """Fetch an archive in one go from a server that does not give parts of it."""
+def _fetch_whole(transfer: _Transfer, fetcher: Fetcher, listener: DownloadListener) -> None:
+    """Download an archive in one request from a server that does not support ranges."""
     written = 0
     with transfer.part.open("wb") as file:
 
         def take(position: int, block: bytes) -> None:
             nonlocal written
-            watcher.advance(transfer.archive, position + len(block) - written)
+            listener.advance(transfer.archive, position + len(block) - written)
             _write(file.fileno(), block, position, transfer.part)
             written = position + len(block)
 
@@ -315,22 +316,24 @@ def _write(file_number: int, block: bytes, position: int, path: Path) -> None:
         raise FetchError(f"{path}: {error.strerror}") from None
 
 
-class _WrongError(Exception):
-    """The bytes are all there and are not the archive's."""
+class _WrongContentError(Exception):
+    """The downloaded file is complete but is not the archive."""
 
 
-def _accept(transfer: _Transfer, watcher: Watcher) -> None:
+def _accept(transfer: _Transfer, listener: DownloadListener) -> None:
     archive = transfer.archive
-    watcher.check(archive)
+    listener.check(archive)
     if archive.digest is not None:
         found = archive_digest(transfer.part, archive.digest.partition(":")[0])
         if found != archive.digest:
-            raise _WrongError(
-                f"{archive.url}: its checksum is {found}, not {archive.digest}. The server has "
-                "another file; what came was discarded"
+            raise _WrongContentError(
+                f"{archive.url}: its checksum is {found}, not {archive.digest}. The server has a "
+                "different file; the download was discarded"
             )
     if not zipfile.is_zipfile(transfer.part):
-        raise _WrongError(f"{archive.url}: not a zip archive, perhaps a page of the server")
+        raise _WrongContentError(
+            f"{archive.url}: not a zip archive, perhaps a web page of the server"
+        )
     path = transfer.folder / archive.name
     transfer.part.replace(path)
     transfer.journal.unlink(missing_ok=True)
@@ -340,6 +343,6 @@ def _accept(transfer: _Transfer, watcher: Watcher) -> None:
 
 
 def _stamp(path: Path, digest: str) -> tuple[Path, str]:
-    """Return the note that says which file had a checksum, and what it says."""
+    """Return the file that records a verified checksum, and its content."""
     stat = path.stat()
     return path.with_name(f"{path.name}.checked"), f"{digest} {stat.st_size} {stat.st_mtime_ns}\n"

@@ -1,5 +1,6 @@
-"""Unpacking archives of COCO's layout, all of them or single files, from disk or from a server."""
+"""Unpacking archives in COCO's layout, whole or single files, from disk or from a server."""
 
+import functools
 import io
 import shutil
 import zipfile
@@ -7,11 +8,10 @@ import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path, PurePosixPath
 
 from cocodata.download.archives import Archive
-from cocodata.download.download import require_room
+from cocodata.download.download import require_free_space
 from cocodata.download.fetching import Fetcher, FetchError, RemoteFile
 from cocodata.errors import DatasetError
 from cocodata.files import atomic_path
@@ -20,14 +20,12 @@ from cocodata.format.manifest import chunks, usable_cores
 
 _FAILURES = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)
 
-# Holds a small image with its header, so that it takes one request.
+# Large enough for a small image with its header, so that it takes one request.
 _BUFFER = 1 << 18
 
 
-def wanted_members(archive: zipfile.ZipFile) -> dict[str, int]:
+def dataset_members(archive: zipfile.ZipFile) -> dict[str, int]:
     """Return path and size of the files of an archive that belong to a data set.
-
-    Of the annotations, these are the instances_*.json: captions and keypoints are not used.
 
     Raises:
         DatasetError: a member would be written outside the data set's folder.
@@ -36,7 +34,9 @@ def wanted_members(archive: zipfile.ZipFile) -> dict[str, int]:
     for info in archive.infolist():
         path = PurePosixPath(info.filename)
         if path.is_absolute() or ".." in path.parts or "\\" in info.filename:
-            raise DatasetError(f"{archive.filename}: it holds {info.filename!r}, a path outside it")
+            raise DatasetError(
+                f"{archive.filename}: it contains {info.filename!r}, a path outside it"
+            )
         if not info.is_dir() and DatasetFolder.is_wanted(str(path)):
             members[str(path)] = info.file_size
     return members
@@ -49,16 +49,16 @@ def extract(
     workers: int | None = None,
     advance: Callable[[int], None] = lambda _: None,
 ) -> int:
-    """Unpack what is missing of an archive into a data set folder.
+    """Unpack the missing files of an archive into a data set folder.
 
-    A folder that is not there yet is filled beside its place and then renamed: where it has its
-    name it is complete. Members are held against their CRC-32.
+    A folder that does not exist yet is unpacked under a temporary name and then renamed, so it is
+    complete or absent. An interrupted one is resumed. Members are checked against their CRC-32.
 
     Args:
         archive: the zip file.
         data: the data set folder.
         workers: number of processes; None for one per core.
-        advance: told how many more files are done, of `len(wanted_members(...))`.
+        advance: called with how many more files are done, of `len(dataset_members(...))`.
 
     Returns:
         How many files were written.
@@ -67,25 +67,29 @@ def extract(
         DatasetError: the archive is damaged, or the disk is too small.
     """
     with _opened(archive) as opened:
-        members = wanted_members(opened)
+        members = dataset_members(opened)
     folders: dict[str, list[str]] = {}
     for member in members:
         folders.setdefault(member.partition("/")[0], []).append(member)
     written = 0
     for folder, names in folders.items():
         # The annotations of several archives may share their folder.
-        beside = None if (data / folder).exists() else data / f".{folder}.unpacking"
-        root = data if beside is None else beside
+        partial = None if (data / folder).exists() else data / f".{folder}.unpacking"
+        root = data if partial is None else partial
         missing = [name for name in names if _size(root / name) != members[name]]
         advance(len(names) - len(missing))
         data.mkdir(parents=True, exist_ok=True)
-        require_room(data, sum(members[name] for name in missing), f"unpacking {archive.name}")
+        require_free_space(
+            data, sum(members[name] for name in missing), f"unpacking {archive.name}"
+        )
         with ProcessPoolExecutor(workers or usable_cores()) as pool:
-            for done in pool.map(partial(_extract_some, archive, root), chunks(missing, 256)):
+            for done in pool.map(
+                functools.partial(_extract_some, archive, root), chunks(missing, 256)
+            ):
                 advance(done)
-        if beside is not None:
-            (beside / folder).rename(data / folder)
-            beside.rmdir()
+        if partial is not None:
+            (partial / folder).rename(data / folder)
+            partial.rmdir()
         written += len(missing)
     return written
 
@@ -93,20 +97,20 @@ def extract(
 def extract_files(
     archives: Sequence[Archive | Path], paths: Collection[str], into: Path, fetcher: Fetcher
 ) -> dict[str, str]:
-    """Unpack single files, from archives on disk or, fetching only them, from servers.
+    """Unpack single files from archives on disk or on servers, of which only they are downloaded.
 
     Args:
-        archives: where to look, in this order.
+        archives: where to search, in this order.
         paths: the files, relative to a data set's folder.
         into: the folder that they are written into, under these paths.
         fetcher: makes the requests.
 
     Returns:
-        Where each file that was found came from; an archive that cannot be read is passed over if
-        others have the files.
+        The source of each file that was found. An archive that cannot be read is skipped if others
+        have the files.
 
     Raises:
-        DatasetError: files are missing, and there were archives that could not be read.
+        DatasetError: files are missing, and some archives could not be read.
     """
     found: dict[str, str] = {}
     failures = []
@@ -117,7 +121,7 @@ def extract_files(
             break
         try:
             with _opened(archive, fetcher) as opened:
-                for path in sorted(wanted_members(opened).keys() & missing):
+                for path in sorted(dataset_members(opened).keys() & missing):
                     _extract_one(opened, path, into)
                     found[path] = name
         except (DatasetError, FetchError) as error:

@@ -1,6 +1,9 @@
-"""Reading files over HTTP from servers that fail."""
+"""Reading files over HTTP from unreliable servers.
 
-import email.utils
+urllib3's own retries do not suffice: they cannot be interrupted, do not cover the body of a
+response, and know nothing of the bytes that arrived, after which attempts are counted anew here.
+"""
+
 import io
 import random
 import re
@@ -19,7 +22,7 @@ from urllib3 import exceptions
 Result = TypeVar("Result")
 
 ATTEMPTS = 8
-"""How often a request is made that brings nothing at all."""
+"""Attempts of a request without any progress before it fails."""
 
 _LONGEST_WAIT = 60.0  # Seconds between two attempts.
 _LONGEST_RETRY_AFTER = 600.0
@@ -27,19 +30,19 @@ _TIMEOUT = urllib3.Timeout(connect=15.0, read=30.0)
 _BLOCK = 1 << 18
 _TRANSIENT = frozenset({408, 425, 429})
 _REASONS = {
-    401: "the server wants a login",
+    401: "the server requires a login",
     403: "the server refuses access",
-    404: "there is no such file",
+    404: "no such file",
     410: "the file was removed",
 }
 
 
 class FetchError(Exception):
-    """A file cannot be had; trying again does not help."""
+    """Download failed permanently."""
 
 
 class ChangedError(Exception):
-    """The server has another file under the address than it had before."""
+    """The file changed on the server."""
 
 
 class _TransientError(Exception):
@@ -50,12 +53,12 @@ class _TransientError(Exception):
 
 @dataclass(frozen=True)
 class Remote:
-    """What a server says of a file.
+    """What a server says about a file.
 
     Attributes:
-        size: bytes; None if it does not say.
-        ranges: whether parts of it can be asked for.
-        validator: strong ETag or date of change, which a later request can be held against.
+        size: bytes; None if unknown.
+        ranges: whether parts of it can be requested.
+        validator: strong ETag or modification date, with which a later request detects a change.
     """
 
     size: int | None
@@ -64,11 +67,11 @@ class Remote:
 
 
 class Fetcher:
-    """Requests with retries, over one pool of connections; used by several threads.
+    """Requests with retries over one pool of connections, for use by several threads.
 
-    A failed attempt is followed by another after a wait that doubles each time, or that the server
-    asks for (Retry-After), which then holds for all threads. Attempts are counted anew whenever
-    bytes have come.
+    After a failed attempt it waits, twice as long each time, or as long as the server asks for
+    (Retry-After), which then holds for all threads. The count of attempts starts again whenever
+    bytes have arrived.
     """
 
     def __init__(
@@ -80,13 +83,13 @@ class Fetcher:
         note: Callable[[str], None] = lambda _: None,
         first_wait: float = 1.0,
     ) -> None:
-        """Prepare connections.
+        """Prepare; connections are opened when needed.
 
         Args:
-            proxy: address of a proxy; None for those of the environment (http_proxy, no_proxy).
-            connections: most requests at the same time.
+            proxy: address of a proxy; None for those in the environment (http_proxy, no_proxy).
+            connections: limit of concurrent requests.
             stopped: ends waits and transfers when set.
-            note: told of each failure that is followed by another attempt.
+            note: called with a message for each failure that is retried.
             first_wait: seconds before the second attempt.
         """
         self.stopped = stopped or threading.Event()
@@ -98,11 +101,11 @@ class Fetcher:
         self._lock = threading.Lock()
         self._not_before = 0.0
 
-    def look(self, url: str) -> Remote:
-        """Ask for a file's size.
+    def probe(self, url: str) -> Remote:
+        """Request a file's size and whether the server supports ranges.
 
         Raises:
-            FetchError: it cannot be had.
+            FetchError: it cannot be downloaded.
         """
 
         def attempt() -> Remote:
@@ -115,7 +118,7 @@ class Fetcher:
                     size = int(length) if length.isdigit() else None
                 return Remote(size, ranges, _validator(response))
 
-        return self._persist(url, attempt)
+        return self._retry(url, attempt)
 
     def read(
         self,
@@ -126,18 +129,18 @@ class Fetcher:
         *,
         validator: str | None = None,
     ) -> None:
-        """Read bytes `start` to `end` (exclusive) of a file from a server that knows ranges.
+        """Read bytes `start` to `end` (exclusive) of a file from a server that supports ranges.
 
         Args:
             url: the file.
             start: first byte.
             end: byte after the last.
-            take: given the bytes with their position in the file, in order.
-            validator: what the server said of the file before.
+            take: called with position and bytes, in order.
+            validator: from an earlier `probe`.
 
         Raises:
-            FetchError: they cannot be had.
-            ChangedError: the file is another now.
+            FetchError: they cannot be downloaded.
+            ChangedError: the file changed on the server.
         """
         position = start
 
@@ -156,25 +159,25 @@ class Fetcher:
                     wanted = block[: end - position]
                     take(position, wanted)
                     position += len(wanted)
-                    if position == end:  # Whatever the server says of what is to come.
+                    if position == end:  # Even if the server announced more.
                         break
             if position < end:
-                raise _TransientError(f"ended {end - position:,} bytes too early")
+                raise _TransientError(f"ended {end - position:,} bytes early")
 
-        self._persist(url, attempt, lambda: position)
+        self._retry(url, attempt, lambda: position)
 
     def read_whole(self, url: str, size: int | None, take: Callable[[int, bytes], None]) -> int:
-        """Read a file from a server that knows no ranges; return how long it is.
+        """Read a file from a server without ranges; return its size.
 
-        After a failure it begins again: `take` then gets a position that it has had before.
+        After a failure it starts again: `take` is then called with a position for a second time.
 
         Args:
             url: the file.
-            size: how long it has to be; None where that is not known.
-            take: given the bytes with their position in the file.
+            size: expected bytes; None if unknown.
+            take: called with position and bytes.
 
         Raises:
-            FetchError: it cannot be had.
+            FetchError: it cannot be downloaded.
         """
 
         def attempt() -> int:
@@ -184,22 +187,22 @@ class Fetcher:
                     take(position, block)
                     position += len(block)
             if size not in (None, position):
-                raise _TransientError(f"{position:,} bytes came instead of {size:,}")
+                raise _TransientError(f"{position:,} bytes arrived instead of {size:,}")
             return position
 
-        return self._persist(url, attempt)
+        return self._retry(url, attempt)
 
     def _blocks(self, response: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
-        # read1 gives what has come; read would drop it where the connection breaks off.
+        # read1 returns what has arrived; read would lose it if the connection breaks.
         while block := response.read1(_BLOCK):
             yield block
             if self.stopped.is_set():
                 raise FetchError("stopped")
 
-    def _persist(
+    def _retry(
         self, url: str, attempt: Callable[[], Result], progress: Callable[[], int] = lambda: 0
     ) -> Result:
-        """Try until it works, or has failed ATTEMPTS times with no progress in between."""
+        """Repeat until it succeeds, or fails ATTEMPTS times without progress."""
         failures = 0
         while True:
             reached = progress()
@@ -212,7 +215,7 @@ class Fetcher:
                 if failures >= ATTEMPTS:
                     raise FetchError(f"{url}: {reason}, {failures} times in a row") from None
                 wait = min(_LONGEST_WAIT, self._first_wait * 2.0 ** (failures - 1))
-                # Threads that failed together must not come back together.
+                # Threads that failed together must not retry together.
                 wait *= random.uniform(0.75, 1.25)
                 asked = error.wait if isinstance(error, _TransientError) else None
                 if asked is not None:
@@ -242,13 +245,13 @@ class Fetcher:
         try:
             status = response.status
             if status in _TRANSIENT or status >= 500:
-                wait = _retry_after(response.headers.get("Retry-After"))
+                wait = _retry_after(response)
                 raise _TransientError(f"HTTP {status}", wait)
             if status not in (200, 206):
                 reason = _REASONS.get(status, response.reason or "not expected")
                 raise FetchError(f"{url}: HTTP {status}, {reason}")
             yield response
-            # Read to its end, the connection can be used again.
+            # A connection whose response was read completely can be reused.
             if not response.length_remaining:
                 response.release_conn()
         finally:
@@ -271,29 +274,31 @@ class Fetcher:
 
 
 class RemoteFile(io.RawIOBase):
-    """A file on a server as one to seek in; what is read is fetched."""
+    """A seekable file on a server; only what is read is downloaded."""
 
     def __init__(self, fetcher: Fetcher, url: str) -> None:
-        """Look the file up.
+        """Request the file's size.
 
         Raises:
-            FetchError: it cannot be had, or not in parts.
+            FetchError: it cannot be downloaded, or not in parts.
         """
         self._fetcher = fetcher
         self._url = url
-        remote = fetcher.look(url)
+        remote = fetcher.probe(url)
         if remote.size is None or not remote.ranges:
-            raise FetchError(f"{url}: the server does not give parts of files")
+            raise FetchError(
+                f"{url}: the server does not support ranges, which are needed to read parts of it"
+            )
         self._size = remote.size
         self._validator = remote.validator
         self._position = 0
 
     def readable(self) -> bool:
-        """Say that it can be read."""
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
-        """Say that one can move in it."""
+        """Return True."""
         return True
 
     def tell(self) -> int:
@@ -307,7 +312,7 @@ class RemoteFile(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: Any, /) -> int:
-        """Fetch as many bytes as the buffer holds."""
+        """Download as many bytes as fit into the buffer."""
         end = min(self._size, self._position + len(buffer))
         if end <= self._position:
             return 0
@@ -326,41 +331,36 @@ class RemoteFile(io.RawIOBase):
 
 
 def _content_range(response: urllib3.BaseHTTPResponse) -> tuple[int, int | None]:
-    """Return the first byte and the whole size that a partial answer names."""
+    """Return the first byte and the size of the file from the header of a partial response."""
     text = response.headers.get("Content-Range", "")
     match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", text)
     if match is None:
-        raise _TransientError(f"an answer with the range {text!r}")
+        raise _TransientError(f"a response with the invalid range {text!r}")
     return int(match[1]), None if match[2] == "*" else int(match[2])
 
 
 def _validator(response: urllib3.BaseHTTPResponse) -> str | None:
     etag = response.headers.get("ETag", "")
-    if etag.startswith('"'):  # W/"..." is weak: it does not vouch for the bytes.
+    if etag.startswith('"'):  # W/"..." is weak: it does not identify the exact bytes.
         return etag
     return response.headers.get("Last-Modified")
 
 
-def _retry_after(text: str | None) -> float | None:
-    """Return the seconds of a Retry-After header (RFC 9110, section 10.2.3)."""
-    if text is None:
-        return None
-    if text.strip().isdigit():
-        return float(text)
+def _retry_after(response: urllib3.BaseHTTPResponse) -> float | None:
+    """Return the seconds of the Retry-After header (RFC 9110, section 10.2.3), if it is valid."""
     try:
-        moment = email.utils.parsedate_to_datetime(text)
-    except ValueError:
+        return urllib3.Retry().get_retry_after(response)
+    except exceptions.InvalidHeader:
         return None
-    return max(0.0, moment.timestamp() - time.time())
 
 
 _REASON_OF: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = (
-    (exceptions.IncompleteRead, "the connection broke off before the announced end"),
-    ((exceptions.ReadTimeoutError, exceptions.ConnectTimeoutError), "no answer in time"),
-    (exceptions.NameResolutionError, "its name does not resolve"),
+    (exceptions.IncompleteRead, "the connection broke before the announced end"),
+    ((exceptions.ReadTimeoutError, exceptions.ConnectTimeoutError), "timed out"),
+    (exceptions.NameResolutionError, "the name does not resolve"),
     (exceptions.ProxyError, "the proxy cannot be used"),
-    (exceptions.NewConnectionError, "no connection"),
-    (exceptions.ProtocolError, "the connection broke off"),
+    (exceptions.NewConnectionError, "cannot connect"),
+    (exceptions.ProtocolError, "the connection broke"),
 )
 
 

@@ -1,4 +1,4 @@
-"""Progress that tells the truth: shown on a terminal, and nowhere else."""
+"""Progress bars, shown only on a terminal."""
 
 import threading
 import time
@@ -22,22 +22,22 @@ from rich.progress import (
 from rich.text import Text
 
 from cocodata.download.archives import Archive
-from cocodata.download.download import Watcher
+from cocodata.download.download import DownloadListener
 from cocodata.text import duration
 
 
 class Rate:
-    """How fast something goes, over the last seconds and not since its beginning.
+    """The rate of progress over the last seconds, not since the start.
 
-    What was there at the beginning does not count, and a standstill slows the rate down.
+    It falls when progress stops.
     """
 
     def __init__(self, window: float = 20.0, clock: Callable[[], float] = time.monotonic) -> None:
-        """Begin to measure.
+        """Start measuring.
 
         Args:
-            window: seconds that are looked back.
-            clock: tells the time in seconds.
+            window: seconds over which the rate is measured.
+            clock: returns the time in seconds.
         """
         self._window = window
         self._clock = clock
@@ -45,7 +45,7 @@ class Rate:
         self._steps: deque[tuple[float, float]] = deque()
 
     def add(self, amount: float) -> None:
-        """Count what was done now."""
+        """Count an amount that was done now."""
         self._steps.append((self._clock(), amount))
 
     def per_second(self) -> float:
@@ -57,13 +57,13 @@ class Rate:
         return sum(amount for _, amount in self._steps) / seconds if seconds > 0 else 0.0
 
     def seconds_for(self, amount: float) -> float | None:
-        """Return how long an amount will take at this rate; None at a standstill."""
+        """Return how long an amount will take at this rate; None without progress."""
         rate = self.per_second()
         return amount / rate if rate > 0 else None
 
 
 class _SpeedColumn(ProgressColumn):
-    """Speed and time left of a task that keeps its `Rate` in a field."""
+    """Speed and time left of a task with its `Rate` in a field."""
 
     def render(self, task: Task) -> Text:
         rate: Rate = task.fields["rate"]
@@ -74,7 +74,7 @@ class _SpeedColumn(ProgressColumn):
         return Text(speed if seconds is None else f"{speed}  {duration(seconds)} left")
 
 
-class DownloadDisplay(Watcher):
+class DownloadDisplay(DownloadListener):
     """A bar for every archive and one for all of them."""
 
     def __init__(self, progress: Progress) -> None:
@@ -85,17 +85,17 @@ class DownloadDisplay(Watcher):
         self._all = progress.add_task("all", total=0, rate=Rate(), visible=False)
         self._rate: Rate = progress.tasks[0].fields["rate"]
 
-    def begin(self, archive: Archive, size: int | None, there: int) -> None:
-        """Add a bar; what is there already does not make it look fast."""
+    def begin(self, archive: Archive, size: int | None, present: int) -> None:
+        """Add a bar; bytes that were already on disk do not count for the speed."""
         rate = Rate()
         with self._lock:
-            task = self._progress.add_task(archive.name, total=size, completed=there, rate=rate)
+            task = self._progress.add_task(archive.name, total=size, completed=present, rate=rate)
             self._tasks[archive.name] = task, rate
             total = self._progress.tasks[0]
             self._progress.update(
                 self._all,
                 total=(total.total or 0) + (size or 0),
-                completed=total.completed + there,
+                completed=total.completed + present,
                 visible=len(self._tasks) > 1,
             )
 
@@ -108,19 +108,19 @@ class DownloadDisplay(Watcher):
                 self._progress.advance(each, amount)
 
     def check(self, archive: Archive) -> None:
-        """Say that the checksum is computed."""
+        """Show that the checksum is being computed."""
         if archive.name in self._tasks:
             task = self._tasks[archive.name][0]
             self._progress.update(task, description=f"{archive.name} (checksum)")
 
     def end(self, archive: Archive) -> None:
-        """Take the checksum's note away."""
+        """Remove the note about the checksum."""
         self._progress.update(self._tasks[archive.name][0], description=archive.name)
 
 
 @contextmanager
 def download_display() -> Iterator[tuple[DownloadDisplay, Callable[[str], None]]]:
-    """Show a download; yields what watches it, and what prints a note beside the bars."""
+    """Show a download; yields its listener, and a function that prints a note above the bars."""
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     with Progress(
         TextColumn("{task.description}"),
@@ -135,7 +135,7 @@ def download_display() -> Iterator[tuple[DownloadDisplay, Callable[[str], None]]
 
 @contextmanager
 def byte_bars() -> Iterator[Callable[[str, int, int], None]]:
-    """Show a bar of bytes for each thing that is done; yields what moves them by name."""
+    """Show a bar of bytes per step; yields a function that advances one by its name."""
     console = Console(stderr=True)
     with Progress(
         TextColumn("{task.description}"),
@@ -160,7 +160,7 @@ def byte_bars() -> Iterator[Callable[[str, int, int], None]]:
 
 @contextmanager
 def progress_bar(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """Show a bar with the time left on a terminal, and nothing elsewhere."""
+    """Show a bar with the time left; yields a function that advances it."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

@@ -1,1 +1,1 @@
-"""Bringing a sealed data set to hosts, which hand it to each other."""
+"""Packing a data set and copying it to hosts, which send it to each other."""

@@ -1,10 +1,10 @@
-"""What runs on each host while a data set is synchronised.
+"""The program that runs on each host during coco-sync.
 
-It is sent over SSH with the modules that it imports, and run by the host's own python3 (3.10 or
-newer) from memory: nothing but the standard library, and libtorrent where pieces are exchanged.
-Commands come as lines of JSON on its standard input, answers and news go to its standard output.
-When the input ends, or nothing has come for a while, the control machine is gone: then it stops,
-and what has come of an image stays on disk for the next time.
+It is sent over SSH together with the modules that it imports, and run from memory by the host's own
+python3 (3.10 or newer). It needs only the standard library, and libtorrent to exchange pieces.
+Commands arrive as lines of JSON on standard input; answers and status go to standard output. When
+the input ends, or no message has come for `HEARTBEAT_TIMEOUT`, the control machine is gone: the
+agent stops, and a partial image stays on disk for the next run.
 """
 
 import base64
@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cocodata.sync.store import SILENCE, HostError, Store
+from cocodata.sync.store import HEARTBEAT_TIMEOUT, HostError, Store
 from cocodata.sync.torrent import Torrent
 
 _CHECKING = ("checking_files", "checking_resume_data", "allocating")
@@ -26,23 +26,23 @@ _CHECKING = ("checking_files", "checking_resume_data", "allocating")
 _EVERY_ADDRESS = (("0.0.0.0", "255.255.255.255"), ("::", ":".join(["ffff"] * 8)))  # noqa: S104
 
 
-def _session_settings(order: dict[str, Any]) -> dict[str, Any]:
-    """Return libtorrent's settings: nobody is looked for, and time is not lost waiting."""
+def _session_settings(command: dict[str, Any]) -> dict[str, Any]:
+    """Return libtorrent's settings: no discovery of peers, and short waits."""
     return {
-        "listen_interfaces": order["listen"],
-        "outgoing_interfaces": order.get("outgoing", ""),
+        "listen_interfaces": command["listen"],
+        "outgoing_interfaces": command.get("outgoing", ""),
         "enable_dht": False,
         "enable_lsd": False,
         "enable_upnp": False,
         "enable_natpmp": False,
         "enable_incoming_utp": False,
         "enable_outgoing_utp": False,
-        # Hashes authenticate the content; RC4 would only cost time.
+        # Hashes authenticate the content, so encryption would only cost time.
         "in_enc_policy": 2,
         "out_enc_policy": 2,
         "allow_multiple_connections_per_ip": True,
-        "upload_rate_limit": order["limit"],
-        "download_rate_limit": order["limit"],
+        "upload_rate_limit": command["limit"],
+        "download_rate_limit": command["limit"],
         "connections_limit": 1000,
         "unchoke_slots_limit": -1,
         "unchoke_interval": 1,
@@ -50,8 +50,8 @@ def _session_settings(order: dict[str, Any]) -> dict[str, Any]:
         "min_reconnect_time": 1,
         "max_failcount": 1000,
         "peer_connect_timeout": 5,
-        # Requests ahead of what has come, in seconds. More of them would go to the source for
-        # pieces that other hosts are about to have.
+        # Seconds of requests in flight. With more, the source would be asked for pieces that other
+        # hosts are about to have.
         "request_queue_time": 1,
         "peer_turnover": 0,
         "active_seeds": -1,
@@ -68,30 +68,30 @@ def _libtorrent() -> Any:
 
 
 class Swarm:
-    """An exchange of pieces with other hosts, in progress."""
+    """A running exchange of pieces with other hosts."""
 
-    def __init__(self, store: Store, order: dict[str, Any]) -> None:
+    def __init__(self, store: Store, command: dict[str, Any]) -> None:
         """Join.
 
         Args:
-            store: where the image is, or comes to be.
-            order: torrent (base64), version, peers, listen, limit (bytes a second, 0 for none),
-                allowed (addresses), share (this host's number, and of how many), and pieces where
-                only some are to be fetched.
+            store: where the image is, or will be.
+            command: torrent (base64), version, peers, listen, limit (bytes a second, 0 for none),
+                allowed (addresses), share (this host's index and the number of hosts), and pieces
+                if only some are to be fetched.
         """
-        # Hosts have version 2.0, the control machine 2.1: their types differ, this does not.
+        # Hosts have libtorrent 2.0, the control machine 2.1; this interface is the same in both.
         self._lt = lt = _libtorrent()
-        torrent = Torrent(base64.b64decode(order["torrent"]))
+        torrent = Torrent(base64.b64decode(command["torrent"]))
         self.size = torrent.size
-        self._pieces: list[int] = order.get("pieces", [])
-        self.complete = store.image(order["version"]).is_file() and not self._pieces
+        self._pieces: list[int] = command.get("pieces", [])
+        self.complete = store.image(command["version"]).is_file() and not self._pieces
         self.folder = store.folder if self.complete else store.incoming
         if self._pieces:
-            self.folder = store.folder / "mending"
+            self.folder = store.folder / "repair"
         self.folder.mkdir(parents=True, exist_ok=True)
         self.file = self.folder / torrent.name
-        self.session = lt.session(_session_settings(order))
-        self._let_in(order["allowed"], order["limit"])
+        self.session = lt.session(_session_settings(command))
+        self._restrict_peers(command["allowed"], command["limit"])
 
         wanted = lt.add_torrent_params()
         wanted.ti = lt.torrent_info(lt.bdecode(torrent.data))
@@ -105,19 +105,19 @@ class Swarm:
             chosen = set(self._pieces)
             wanted.piece_priorities = [int(i in chosen) for i in range(len(torrent.hashes))]
         else:
-            # Each host begins with pieces of its own, of which it gives to the others: so the
+            # Each host first fetches a share of its own, which it then gives to the others, so the
             # source sends each piece about once (scatter, then all-gather).
-            own, hosts = order["share"]
+            own, hosts = command["share"]
             wanted.piece_priorities = [
                 7 if i % hosts == own else 4 for i in range(len(torrent.hashes))
             ]
             wanted.storage_mode = lt.storage_mode_t.storage_mode_allocate
         self.torrent = self.session.add_torrent(wanted)
-        for address, port in order["peers"]:
+        for address, port in command["peers"]:
             self.torrent.connect_peer((address, port))
 
-    def _let_in(self, allowed: list[str], limit: int) -> None:
-        """Speak with the addresses of the inventory only, and count all of them in the limit."""
+    def _restrict_peers(self, allowed: list[str], limit: int) -> None:
+        """Connect only to allowed addresses, and apply the bandwidth limit to all of them."""
         blocked = self._lt.ip_filter()
         for first, last in _EVERY_ADDRESS:
             blocked.add_rule(first, last, 1)
@@ -125,17 +125,17 @@ class Swarm:
             blocked.add_rule(address, address, 0)
         self.session.set_ip_filter(blocked)
         if limit:
-            # By default peers of private networks are not limited.
+            # By default, peers in private networks are not limited.
             classes = self._lt.ip_filter()
             for first, last in _EVERY_ADDRESS:
                 classes.add_rule(first, last, 1 << self._lt.session.global_peer_class_id)
             self.session.set_peer_class_filter(classes)
 
-    def news(self) -> dict[str, Any]:
-        """Say how far it is.
+    def status(self) -> dict[str, Any]:
+        """Return the progress, as it is sent to the control machine.
 
         Raises:
-            HostError: it cannot go on, for example because the disk is full.
+            HostError: it cannot continue, for example because the disk is full.
         """
         for alert in self.session.pop_alerts():
             if alert.what() in ("file_error", "torrent_error", "listen_failed"):
@@ -156,7 +156,7 @@ class Swarm:
         }
 
     def leave(self) -> None:
-        """Write what is in memory to disk and stop."""
+        """Flush buffered pieces to disk and stop."""
         self.session.pause()
         self.torrent.flush_cache()
         deadline = time.monotonic() + 60
@@ -171,46 +171,46 @@ class Swarm:
         os.close(number)
 
 
-class Agent:
-    """Carries out commands, one after the other, while a swarm goes on in the background."""
+class CommandHandler:
+    """Executes commands one after the other, while a swarm runs in the background."""
 
-    def __init__(self, setting: dict[str, Any]) -> None:
-        """Take the store's folder, the data set's name and the link's path."""
-        self.store = Store(setting["store"], setting["name"], setting["link"])
+    def __init__(self, settings: dict[str, Any]) -> None:
+        """Open the store; `settings` has its folder, the data set's name and the link's path."""
+        self.store = Store(settings["store"], settings["name"], settings["link"])
         self.swarm: Swarm | None = None
 
-    def status(self, order: dict[str, Any]) -> dict[str, Any]:
-        """Take the lock, and say what is here."""
+    def status(self, command: dict[str, Any]) -> dict[str, Any]:
+        """Take the lock, and return which versions this host has."""
         self.store.lock()
         libtorrent = _libtorrent()
-        found = self.store.status(order["version"], order["size"])
+        found = self.store.status(command["version"], command["size"])
         return {**found, "libtorrent": libtorrent.version, "ssh": os.environ.get("COCO_SSH", "")}
 
-    def join(self, order: dict[str, Any]) -> dict[str, Any]:
-        """Begin to exchange pieces."""
-        self.swarm = Swarm(self.store, order)
+    def join(self, command: dict[str, Any]) -> dict[str, Any]:
+        """Start exchanging pieces."""
+        self.swarm = Swarm(self.store, command)
         return {}
 
-    def leave(self, order: dict[str, Any]) -> dict[str, Any]:
-        """End the exchange; a complete image gets its name, fetched pieces their place."""
+    def leave(self, command: dict[str, Any]) -> dict[str, Any]:
+        """End the exchange; rename a complete image, or copy fetched pieces into place."""
         swarm, self.swarm = self.swarm, None
         if swarm is None:
             return {}
-        last = swarm.news()
+        last = swarm.status()
         swarm.leave()
-        image = self.store.image(order["version"])
-        if order.get("pieces"):
-            self._mend(image, swarm.file, order)
+        image = self.store.image(command["version"])
+        if command.get("pieces"):
+            self._repair(image, swarm.file, command)
         elif last["complete"] and not swarm.complete:
             swarm.file.chmod(0o444)
             swarm.file.replace(image)
         return last
 
-    def _mend(self, image: Path, source: Path, order: dict[str, Any]) -> None:
-        """Write pieces that were fetched and checked into an image, where it lies."""
-        torrent = Torrent(base64.b64decode(order["torrent"]))
+    def _repair(self, image: Path, source: Path, command: dict[str, Any]) -> None:
+        """Copy fetched and checked pieces into an image in place."""
+        torrent = Torrent(base64.b64decode(command["torrent"]))
         with source.open("rb") as fetched, image.open("r+b") as target:
-            for piece in order["pieces"]:
+            for piece in command["pieces"]:
                 fetched.seek(piece * torrent.piece_length)
                 target.seek(piece * torrent.piece_length)
                 target.write(fetched.read(torrent.piece_length))
@@ -218,15 +218,15 @@ class Agent:
             os.fsync(target.fileno())
         source.unlink()
         source.parent.rmdir()
-        # What was read of the damaged pieces must not be found in memory any more.
+        # Damaged pieces that were read before must not be served from the page cache.
         Path("/proc/sys/vm/drop_caches").write_text("1")
 
-    def check(self, order: dict[str, Any]) -> dict[str, Any]:
-        """Read the image and say which of its pieces are not what they should be."""
-        torrent = Torrent(base64.b64decode(order["torrent"]))
-        image = self.store.image(order["version"])
+    def check(self, command: dict[str, Any]) -> dict[str, Any]:
+        """Read the image and return which of its pieces are damaged."""
+        torrent = Torrent(base64.b64decode(command["torrent"]))
+        image = self.store.image(command["version"])
         if not image.is_file() or image.stat().st_size != torrent.size:
-            raise HostError(f"{image}: not here as a whole: run coco-sync")
+            raise HostError(f"{image}: missing or incomplete: run coco-sync")
         done = 0
         shown = time.monotonic()
 
@@ -235,60 +235,60 @@ class Agent:
             done += amount
             if time.monotonic() > shown + 1:
                 shown = time.monotonic()
-                tell({"event": "progress", "state": "checking", "done": done})
+                send({"event": "progress", "state": "checking", "done": done})
 
         return {"bad": torrent.bad_pieces(image, advance)}
 
-    def activate(self, order: dict[str, Any]) -> dict[str, Any]:
+    def activate(self, command: dict[str, Any]) -> dict[str, Any]:
         """Mount a version and switch to it."""
-        return {"changed": self.store.activate(order["version"])}
+        return {"changed": self.store.activate(command["version"])}
 
-    def clean(self, order: dict[str, Any]) -> dict[str, Any]:
+    def clean(self, command: dict[str, Any]) -> dict[str, Any]:
         """Remove other versions."""
-        return self.store.clean(order["version"])
+        return self.store.clean(command["version"])
 
 
-_telling = threading.Lock()
+_stdout_lock = threading.Lock()
 
 
-def tell(message: dict[str, Any]) -> None:
+def send(message: dict[str, Any]) -> None:
     """Send a message to the control machine."""
-    with _telling:
+    with _stdout_lock:
         sys.stdout.write(json.dumps(message) + "\n")
         sys.stdout.flush()
 
 
-def serve(setting: dict[str, Any]) -> None:
-    """Answer commands until the control machine is gone."""
-    orders: queue.Queue[str | None] = queue.Queue()
+def serve(settings: dict[str, Any]) -> None:
+    """Execute commands until the control machine is gone."""
+    lines: queue.Queue[str | None] = queue.Queue()
 
     def read() -> None:
         for line in sys.stdin:
-            orders.put(line)
-        orders.put(None)
+            lines.put(line)
+        lines.put(None)
 
     threading.Thread(target=read, daemon=True).start()
-    agent = Agent(setting)
-    heard = time.monotonic()
-    while time.monotonic() < heard + SILENCE:
+    handler = CommandHandler(settings)
+    last_message = time.monotonic()
+    while time.monotonic() < last_message + HEARTBEAT_TIMEOUT:
         try:
-            line = orders.get(timeout=0.5)
+            line = lines.get(timeout=0.5)
         except queue.Empty:
             line = ""
         if line is None:
             return
-        order = json.loads(line) if line else {}
-        if order:
-            heard = time.monotonic()
+        command = json.loads(line) if line else {}
+        if command:
+            last_message = time.monotonic()
         try:
-            if order.get("do"):
-                answer = getattr(agent, order["do"])(order)
-                tell({**answer, "event": "answer"})
-                heard = time.monotonic()
-            elif agent.swarm is not None and not line:
-                tell(agent.swarm.news())
+            if command.get("do"):
+                answer = getattr(handler, command["do"])(command)
+                send({**answer, "event": "answer"})
+                last_message = time.monotonic()
+            elif handler.swarm is not None and not line:
+                send(handler.swarm.status())
         except Exception as error:
-            # Whatever it is, it is this host's failure and not the others'.
+            # Whatever the error is, only this host fails.
             text = str(error) if isinstance(error, HostError) else repr(error)
-            tell({"event": "failed", "message": text})
+            send({"event": "failed", "message": text})
             return

@@ -1,4 +1,4 @@
-"""`python -m cocodata sync`: from the control machine to all hosts, or a look at what is there."""
+"""`python -m cocodata sync`: copy a data set to all hosts, or verify their copies."""
 
 import asyncio
 import re
@@ -10,10 +10,10 @@ import typer
 
 from cocodata.errors import DatasetError
 from cocodata.files import write_atomically
-from cocodata.sync.control import Options, Result, Synchronisation
+from cocodata.sync.control import SyncOptions, SyncResult, SyncRun
 from cocodata.sync.display import live_view
-from cocodata.sync.hosts import read_hosts, this_machine
-from cocodata.sync.pack import read_seal
+from cocodata.sync.hosts import control_machine, read_hosts
+from cocodata.sync.pack import read_image_metadata
 from cocodata.text import count
 
 _UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}
@@ -23,14 +23,14 @@ def bytes_per_second(text: str) -> int:
     """Return a bandwidth such as 500Mbit or 60MB (a second) in bytes a second.
 
     Raises:
-        DatasetError: it is none.
+        DatasetError: it cannot be parsed.
     """
     match = re.fullmatch(r"([0-9.]+) ?([kmg]?)(bit|b)(/s)?", text.strip().lower())
     try:
         assert match is not None
         amount = float(match[1]) * _UNITS[match[2]]
     except (AssertionError, ValueError):
-        raise DatasetError(f"{text!r}: no bandwidth. Write 500Mbit or 60MB (a second)") from None
+        raise DatasetError(f"{text!r}: not a bandwidth. Write 500Mbit or 60MB (a second)") from None
     return max(1, round(amount / 8 if match[3] == "bit" else amount))
 
 
@@ -42,44 +42,45 @@ def sync(
     store: Annotated[str, typer.Option(help="Folder on the hosts for images.")],
     link: Annotated[str, typer.Option(help="Path on the hosts that trials use.")],
     limit: Annotated[
-        str | None, typer.Option(help="Most that a host sends or receives, such as 500Mbit.")
+        str | None,
+        typer.Option(help="Highest rate at which a host sends or receives, such as 500Mbit."),
     ] = None,
     source_address: Annotated[
-        str, typer.Option(help="Where hosts see this machine, if that cannot be found out.")
+        str, typer.Option(help="Address that hosts see for this machine; default: found out.")
     ] = "",
     verify: Annotated[
-        bool, typer.Option("--verify", help="Read what is on the hosts instead.")
+        bool, typer.Option("--verify", help="Verify the copies on the hosts instead.")
     ] = False,
     repair: Annotated[
-        bool, typer.Option("--repair", help="With --verify: mend damaged pieces.")
+        bool, typer.Option("--repair", help="With --verify: repair damaged pieces.")
     ] = False,
     json: Annotated[Path | None, typer.Option(help="Write the result into this file.")] = None,
     terminal: Annotated[
         Path | None, typer.Option(help="Show progress on this terminal's device.")
     ] = None,
 ) -> None:
-    """Bring a packed data set to all hosts, which hand it to each other, and switch to it."""
-    seal = read_seal(packed, name)
-    options = Options(
+    """Copy a packed data set to all hosts, which send it to each other, and switch to it."""
+    metadata = read_image_metadata(packed, name)
+    options = SyncOptions(
         store=store,
         link=link,
         limit=bytes_per_second(limit) if limit else 0,
-        source=this_machine(source_address),
+        source=control_machine(source_address),
     )
-    with live_view(seal.size, terminal) as show:
-        run = Synchronisation(seal, packed, read_hosts(hosts), options, show)
-        result = asyncio.run(run.verify(repair=repair) if verify else run.synchronise())
+    with live_view(metadata.size, terminal) as show:
+        run = SyncRun(metadata, packed, read_hosts(hosts), options, show)
+        result = asyncio.run(run.verify(repair=repair) if verify else run.sync())
     if json is not None:
         write_atomically(json, orjson.dumps(result.as_dict(), option=orjson.OPT_INDENT_2))
-    report(result, seal.size)
+    report(result, metadata.size)
 
 
-def report(result: Result, size: int) -> None:
-    """Print what became of each host; end with an error that names those that failed."""
-    for name, outcome in result.hosts.items():
-        if outcome.failure is None:
-            print(f"{name}: {', '.join(outcome.changes) or 'up to date'}")
-            for note in outcome.notes:
+def report(result: SyncResult, size: int) -> None:
+    """Print the result for each host; raise an error that names those that failed."""
+    for name, host in result.hosts.items():
+        if host.failure is None:
+            print(f"{name}: {', '.join(host.changes) or 'up to date'}")
+            for note in host.notes:
                 print(f"{name}: {note}")
     if result.seconds:
         print(
@@ -91,5 +92,5 @@ def report(result: Result, size: int) -> None:
         lines = "\n".join(f"  {name}: {result.hosts[name].failure}" for name in result.failed)
         raise DatasetError(
             f"{count(len(result.failed), 'host')} of {len(result.hosts)} failed\n{lines}\n"
-            "The others have the data set. The same command goes on with these where it stopped"
+            "The others have the data set. Run the same command again to resume with these"
         )

@@ -1,7 +1,7 @@
-"""Bringing a sealed data set to all hosts at once, from the control machine.
+"""Copying a packed data set to all hosts at once, from the control machine.
 
-Hosts hand pieces to each other. One that fails is left behind, and named at the end; the next run
-goes on where it stopped. Only when the transfer is over do the others switch to the new version.
+Hosts send pieces to each other. A host that fails is skipped and reported at the end; the next run
+resumes where it stopped. The other hosts switch to the new version only after the transfer.
 """
 
 import asyncio
@@ -16,23 +16,23 @@ from pathlib import Path
 from typing import Any
 
 from cocodata.errors import DatasetError
-from cocodata.sync.connection import Connection, HostFailedError
-from cocodata.sync.hosts import Host, this_machine
-from cocodata.sync.pack import Seal
+from cocodata.sync.connection import AgentConnection, HostFailedError
+from cocodata.sync.hosts import Host, control_machine
+from cocodata.sync.pack import ImageMetadata
 from cocodata.text import count
 
-_NEIGHBOURS = 48  # Connections that a host makes; more hosts need no more of them.
-_STALLED = 90.0  # Seconds without a byte after which a host is given up.
+_NEIGHBOURS = 48  # Connections that a host opens; enough for any number of hosts.
+_STALL_TIMEOUT = 90.0  # Seconds without a byte after which a host has failed.
 _POLL = 0.1
 
 
 @dataclass
-class Outcome:
-    """What became of one host.
+class HostResult:
+    """The result for one host.
 
     Attributes:
         failure: why it does not have the data set, or None.
-        changes: what was done.
+        changes: what was changed on it.
         notes: what is worth knowing, such as versions still in use.
     """
 
@@ -42,43 +42,43 @@ class Outcome:
 
 
 @dataclass
-class Result:
-    """What became of all of them.
+class SyncResult:
+    """The results for all hosts.
 
     Attributes:
-        version: what they were to get.
-        hosts: by name.
+        version: the version that they should have.
+        hosts: their results, by name.
         sent: bytes that the control machine sent.
         seconds: how long the transfer took.
     """
 
     version: str
-    hosts: dict[str, Outcome]
+    hosts: dict[str, HostResult]
     sent: int = 0
     seconds: float = 0.0
 
     @property
     def changed(self) -> bool:
-        """Whether anything was done anywhere."""
-        return any(outcome.changes for outcome in self.hosts.values())
+        """Whether anything was changed on any host."""
+        return any(result.changes for result in self.hosts.values())
 
     @property
     def failed(self) -> list[str]:
         """The names of the hosts that failed."""
-        return [name for name, outcome in self.hosts.items() if outcome.failure is not None]
+        return [name for name, result in self.hosts.items() if result.failure is not None]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as JSON can hold it."""
+        """Return the content of the JSON file."""
         return {**asdict(self), "changed": self.changed, "failed": self.failed}
 
 
-Show = Callable[[Sequence[Connection], Connection | None], None]
+Show = Callable[[Sequence[AgentConnection], AgentConnection | None], None]
 """Shows the hosts, and the source if there is one."""
 
 
 @dataclass(frozen=True)
-class Options:
-    """How to synchronise.
+class SyncOptions:
+    """Settings of a run of coco-sync.
 
     Attributes:
         store: folder on the hosts for images and mounts.
@@ -90,40 +90,47 @@ class Options:
     store: str
     link: str
     limit: int = 0
-    source: Host = field(default_factory=this_machine)
+    source: Host = field(default_factory=control_machine)
 
 
-class Synchronisation:
-    """One run of coco-sync over connected hosts."""
+class SyncRun:
+    """One run of coco-sync."""
 
     def __init__(
-        self, seal: Seal, packed: Path, hosts: Sequence[Host], options: Options, show: Show
+        self,
+        metadata: ImageMetadata,
+        packed: Path,
+        hosts: Sequence[Host],
+        options: SyncOptions,
+        show: Show,
     ) -> None:
-        """Prepare; nothing is connected yet.
+        """Prepare the run; nothing is connected yet.
 
         Args:
-            seal: what is to be on all hosts.
+            metadata: of the version to copy.
             packed: the folder that it was packed into.
-            hosts: where it is to be.
-            options: how.
+            hosts: the hosts to copy it to.
+            options: settings.
             show: called several times a second.
         """
-        self.seal = seal
+        self.metadata = metadata
         self.options = options
-        self.result = Result(seal.version, {host.name: Outcome() for host in hosts})
+        self.result = SyncResult(metadata.version, {host.name: HostResult() for host in hosts})
         self._packed = packed
         self._show = show
-        self._torrent = base64.b64encode((packed / seal.name / seal.torrent).read_bytes()).decode()
-        setting = {"store": options.store, "name": seal.name, "link": options.link}
-        self.connections = [Connection(host, setting) for host in hosts]
-        self._source: Connection | None = None
-        self._status: dict[str, dict[str, Any]] = {}
+        self._torrent = base64.b64encode(
+            (packed / metadata.name / metadata.torrent).read_bytes()
+        ).decode()
+        settings = {"store": options.store, "name": metadata.name, "link": options.link}
+        self.connections = [AgentConnection(host, settings) for host in hosts]
+        self._source: AgentConnection | None = None
+        self._host_status: dict[str, dict[str, Any]] = {}
 
-    async def synchronise(self) -> Result:
-        """Bring the version to all hosts, switch to it, and remove others that are not used."""
+    async def sync(self) -> SyncResult:
+        """Copy the version to all hosts, switch to it, and remove versions that are not in use."""
         try:
             await self._connect()
-            missing = [c for c in self._alive() if not self._status[c.host.name]["complete"]]
+            missing = [c for c in self._alive() if not self._host_status[c.host.name]["complete"]]
             if missing:
                 await self._transfer({connection.host.name: [] for connection in missing})
             await self._each(self._alive(), self._activate)
@@ -132,14 +139,14 @@ class Synchronisation:
             await self._close()
         return self.result
 
-    async def verify(self, *, repair: bool) -> Result:
-        """Read the image on all hosts, and mend damaged pieces if asked to."""
+    async def verify(self, *, repair: bool) -> SyncResult:
+        """Read the image on all hosts, and repair damaged pieces if `repair` is set."""
         try:
             await self._connect()
             bad: dict[str, list[int]] = {}
 
-            async def check(connection: Connection) -> None:
-                answer = await connection.ask("check", **self._order())
+            async def check(connection: AgentConnection) -> None:
+                answer = await connection.request("check", **self._arguments())
                 bad[connection.host.name] = answer["bad"]
 
             await self._each(self._alive(), check)
@@ -148,29 +155,33 @@ class Synchronisation:
                 await self._transfer(damaged)
                 await self._each([c for c in self._alive() if c.host.name in damaged], check)
             for name, pieces in damaged.items():
-                outcome = self.result.hosts[name]
+                result = self.result.hosts[name]
                 if bad[name]:
-                    outcome.failure = outcome.failure or f"{count(len(bad[name]), 'piece')} damaged"
-                elif outcome.failure is None:
-                    outcome.changes.append(f"{count(len(pieces), 'piece')} mended")
+                    result.failure = result.failure or f"{count(len(bad[name]), 'piece')} damaged"
+                elif result.failure is None:
+                    result.changes.append(f"{count(len(pieces), 'piece')} repaired")
         finally:
             await self._close()
         return self.result
 
-    def _order(self) -> dict[str, Any]:
-        return {"version": self.seal.version, "size": self.seal.size, "torrent": self._torrent}
+    def _arguments(self) -> dict[str, Any]:
+        return {
+            "version": self.metadata.version,
+            "size": self.metadata.size,
+            "torrent": self._torrent,
+        }
 
-    def _alive(self) -> list[Connection]:
+    def _alive(self) -> list[AgentConnection]:
         return [connection for connection in self.connections if connection.failure is None]
 
     async def _each(
         self,
-        connections: Sequence[Connection],
-        work: Callable[[Connection], Awaitable[None]],
+        connections: Sequence[AgentConnection],
+        work: Callable[[AgentConnection], Awaitable[None]],
     ) -> None:
-        """Do something on hosts at the same time; who fails is noted."""
+        """Run `work` on all given hosts concurrently, and record failures."""
 
-        async def guarded(connection: Connection) -> None:
+        async def guarded(connection: AgentConnection) -> None:
             with suppress(HostFailedError):
                 await work(connection)
 
@@ -179,94 +190,96 @@ class Synchronisation:
             self._show(self.connections, self._source)
             await asyncio.wait([working], timeout=_POLL)
         await working
-        self._note_failures()
+        self._record_failures()
 
-    def _note_failures(self) -> None:
+    def _record_failures(self) -> None:
         for connection in self.connections:
-            outcome = self.result.hosts[connection.host.name]
-            if connection.failure is not None and outcome.failure is None:
-                outcome.failure = connection.failure
+            result = self.result.hosts[connection.host.name]
+            if connection.failure is not None and result.failure is None:
+                result.failure = connection.failure
 
     async def _connect(self) -> None:
-        async def connect(connection: Connection) -> None:
+        async def connect(connection: AgentConnection) -> None:
             await connection.open()
-            self._status[connection.host.name] = await connection.ask("status", **self._order())
+            self._host_status[connection.host.name] = await connection.request(
+                "status", **self._arguments()
+            )
 
         await self._each(self.connections, connect)
 
     async def _transfer(self, wanted: dict[str, list[int]]) -> None:
-        """Let hosts exchange pieces until those named have what they want (all, if no pieces)."""
+        """Let hosts exchange pieces until those in `wanted` have theirs; no pieces means all."""
         begin = time.monotonic()
         addresses = await self._resolve()
         members = self._alive()
         source = await self._open_source()
         allowed = sorted({*addresses.values(), *self._own_addresses(addresses.values())})
-        common = {**self._order(), "allowed": allowed, "limit": self.options.limit}
-        places = [(addresses[c.host.name], c.host.port) for c in members]
+        common = {**self._arguments(), "allowed": allowed, "limit": self.options.limit}
+        peers = [(addresses[c.host.name], c.host.port) for c in members]
 
-        async def join(connection: Connection) -> None:
+        async def join(connection: AgentConnection) -> None:
             number = members.index(connection)
-            order = {
-                "peers": _some(places[:number], number),
+            arguments = {
+                "peers": _choose_peers(peers[:number], number),
                 "pieces": wanted.get(connection.host.name, []),
                 "share": (number, len(members)),
             }
             listening = _listening(connection.host, addresses[connection.host.name])
-            await connection.ask("join", **common, **order, **listening)
+            await connection.request("join", **common, **arguments, **listening)
 
         await self._each(members, join)
         fetching = [c for c in members if c.host.name in wanted]
         try:
-            # It connects to the hosts, and they need not reach it.
+            # The source connects to the hosts, so they need not be able to reach it.
             listening = _listening(source.host, next(iter(addresses.values()), ""))
-            await source.ask("join", **common, peers=_some(places, 0), **listening)
+            await source.request("join", **common, peers=_choose_peers(peers, 0), **listening)
         except HostFailedError as error:
             raise DatasetError(f"this machine cannot send: {error}") from None
         await self._watch(fetching)
         with suppress(HostFailedError):
-            self.result.sent = (await source.ask("leave", **self._order())).get("sent", 0)
+            self.result.sent = (await source.request("leave", **self._arguments())).get("sent", 0)
         self.result.seconds = time.monotonic() - begin
 
-        async def leave(connection: Connection) -> None:
+        async def leave(connection: AgentConnection) -> None:
             name = connection.host.name
-            await connection.ask("leave", **self._order(), pieces=wanted.get(name, []))
+            await connection.request("leave", **self._arguments(), pieces=wanted.get(name, []))
             if name in wanted and not wanted[name]:
                 self.result.hosts[name].changes.append("image received")
 
         await self._each([c for c in members if c.failure is None], leave)
 
-    async def _watch(self, fetching: Sequence[Connection]) -> None:
-        """Wait until all are complete or out."""
+    async def _watch(self, fetching: Sequence[AgentConnection]) -> None:
+        """Wait until all are complete or have failed."""
         progress = {c.host.name: (0, time.monotonic()) for c in fetching}
         for connection in fetching:
-            connection.news = {}
+            connection.status = {}
         while True:
             self._show(self.connections, self._source)
-            self._note_failures()
+            self._record_failures()
             waiting = [
-                c for c in fetching if c.failure is None and not c.news.get("complete", False)
+                c for c in fetching if c.failure is None and not c.status.get("complete", False)
             ]
             if not waiting:
                 return
             now = time.monotonic()
             for connection in waiting:
-                name, news = connection.host.name, connection.news
-                reached = news.get("done", 0) + news.get("checked", 0)
+                name, status = connection.host.name, connection.status
+                reached = status.get("done", 0) + status.get("checked", 0)
                 if reached != progress[name][0]:
                     progress[name] = reached, now
-                elif now > progress[name][1] + _STALLED:
-                    connection.give_up(self._why_stalled(connection))
+                elif now > progress[name][1] + _STALL_TIMEOUT:
+                    connection.fail(self._why_stalled(connection))
             await asyncio.sleep(_POLL)
 
-    def _why_stalled(self, connection: Connection) -> str:
-        peers = connection.news.get("peers", 0)
-        text = f"no byte came for {_STALLED:.0f} s, with {peers} hosts connected. "
+    def _why_stalled(self, connection: AgentConnection) -> str:
+        peers = connection.status.get("peers", 0)
+        text = f"no data arrived for {_STALL_TIMEOUT:.0f} s, with {peers} hosts connected. "
         if self._source is not None and self._source.failure is not None:
-            return f"{text}This machine has stopped to send: {self._source.failure}"
-        return f"{text}Is TCP port {connection.host.port} open among the hosts?"
+            return f"{text}This machine stopped sending: {self._source.failure}"
+        return f"{text}Is TCP port {connection.host.port} open between the hosts?"
 
     async def _resolve(self) -> dict[str, str]:
-        """Return the hosts' addresses as numbers; a host whose name is unknown is out."""
+        """Return the hosts' IP addresses; a host whose name does not resolve fails."""
         found = {}
         for connection in self._alive():
             host = connection.host
@@ -276,12 +289,14 @@ class Synchronisation:
                 )
                 found[host.name] = str(answers[0][4][0])
             except socket.gaierror as error:
-                connection.give_up(f"{host.address}: does not resolve here ({error.strerror})")
+                connection.fail(
+                    f"{host.address}: does not resolve on this machine ({error.strerror})"
+                )
         return found
 
-    async def _open_source(self) -> Connection:
-        setting = {"store": str(self._packed), "name": self.seal.name, "link": ""}
-        self._source = Connection(self.options.source, setting)
+    async def _open_source(self) -> AgentConnection:
+        settings = {"store": str(self._packed), "name": self.metadata.name, "link": ""}
+        self._source = AgentConnection(self.options.source, settings)
         try:
             await self._source.open()
         except HostFailedError as error:
@@ -289,48 +304,48 @@ class Synchronisation:
         return self._source
 
     def _own_addresses(self, hosts: Iterable[str]) -> set[str]:
-        """Return the addresses that the source comes from, as far as they can be known."""
+        """Return the addresses that hosts see for the source, as far as they can be known."""
         if self.options.source.address:
             return {self.options.source.address}
         found = {_address_towards(host) for host in hosts}
-        # What the hosts see of us, past a router that translates addresses.
-        found |= {status.get("ssh", "").partition(" ")[0] for status in self._status.values()}
+        # How the hosts see this machine, if a router translates addresses.
+        found |= {status.get("ssh", "").partition(" ")[0] for status in self._host_status.values()}
         return found - {""}
 
-    async def _activate(self, connection: Connection) -> None:
-        answer = await connection.ask("activate", **self._order())
+    async def _activate(self, connection: AgentConnection) -> None:
+        answer = await connection.request("activate", **self._arguments())
         if answer["changed"]:
             self.result.hosts[connection.host.name].changes.append("switched to it")
 
-    async def _clean(self, connection: Connection) -> None:
-        answer = await connection.ask("clean", **self._order())
-        outcome = self.result.hosts[connection.host.name]
-        outcome.changes += [f"{name} removed" for name in answer["removed"]]
-        outcome.notes += [f"{name} stays: {reason}" for name, reason in answer["kept"].items()]
+    async def _clean(self, connection: AgentConnection) -> None:
+        answer = await connection.request("clean", **self._arguments())
+        result = self.result.hosts[connection.host.name]
+        result.changes += [f"{name} removed" for name in answer["removed"]]
+        result.notes += [f"{name} kept: {reason}" for name, reason in answer["kept"].items()]
 
     async def _close(self) -> None:
-        self._note_failures()
+        self._record_failures()
         everyone = [*self.connections, *([self._source] if self._source else [])]
         await asyncio.gather(*(connection.close() for connection in everyone))
 
 
 def _listening(host: Host, address: str) -> dict[str, str]:
-    """Return where a host that others know by an address listens."""
+    """Return where a host with this address listens."""
     if host.listen is None:
         every = "[::]" if ":" in address else "0.0.0.0"  # noqa: S104
         return {"listen": f"{every}:{host.port}"}
     return {"listen": f"{host.listen}:{host.port}", "outgoing": host.listen}
 
 
-def _some(places: Sequence[tuple[str, int]], seed: int) -> list[tuple[str, int]]:
-    """Choose whom a host connects to; the others connect to it."""
-    if len(places) <= _NEIGHBOURS:
-        return list(places)
-    return random.Random(seed).sample(list(places), _NEIGHBOURS)
+def _choose_peers(peers: Sequence[tuple[str, int]], seed: int) -> list[tuple[str, int]]:
+    """Choose which peers a host connects to; the others connect to it."""
+    if len(peers) <= _NEIGHBOURS:
+        return list(peers)
+    return random.Random(seed).sample(list(peers), _NEIGHBOURS)
 
 
 def _address_towards(address: str) -> str:
-    """Return the address that a connection to another would come from."""
+    """Return the local address of a connection to another address; empty if unknown."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as probe, suppress(OSError):
         probe.connect((address, 9))

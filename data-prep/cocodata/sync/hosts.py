@@ -1,4 +1,4 @@
-"""The hosts that a data set is brought to, and how to run something on them."""
+"""The hosts that a data set is copied to, and how to run a program on them."""
 
 import os
 import shlex
@@ -19,11 +19,11 @@ class Host:
     """A host of the inventory.
 
     Attributes:
-        name: what messages call it.
+        name: its name in messages.
         address: where other hosts reach it.
-        command: starts a program on it, its arguments follow.
-        password: for sudo, where it asks for one.
-        listen: the address to listen at and to connect from; None for all of them.
+        command: starts a program on it; the program's arguments are appended.
+        password: for sudo, if it asks for one.
+        listen: the address to listen on and to connect from; None for all.
         port: TCP port on which it exchanges pieces.
     """
 
@@ -35,7 +35,7 @@ class Host:
     port: int = PORT
 
 
-def described_host(
+def host_from_inventory(
     name: str,
     address: str,
     *,
@@ -49,17 +49,17 @@ def described_host(
     peer_port: int = PORT,
     connection: str = "ssh",
 ) -> Host:
-    """Describe a host as Ansible's inventory does.
+    """Return a host from the settings in Ansible's inventory.
 
     Args:
-        name: what messages call it.
+        name: its name in messages.
         address: where other hosts reach it.
-        ssh_address: where it is reached from here; `address` if None.
-        user: who logs in; anybody but root uses sudo.
+        ssh_address: where this machine reaches it; `address` if None.
+        user: for the login; anyone but root uses sudo.
         port: of its SSH server.
         key: file of the private key.
         arguments: further arguments of ssh.
-        python: its interpreter.
+        python: path of its interpreter.
         password: for sudo.
         peer_port: TCP port on which it exchanges pieces.
         connection: `ssh`, or `local` for this machine.
@@ -83,31 +83,31 @@ def described_host(
         command += ["-i", str(Path(key).expanduser())]
     if user:
         command += ["-l", user]
-    # A shell there joins the arguments, so they are quoted; it knows from where we come.
+    # A remote shell splits the arguments, so they are quoted. It knows the address we come from.
     sudo = "" if user == "root" else "sudo -S -p '' " if password else "sudo -n "
     command += [ssh_address or address, f'exec {sudo}env COCO_SSH="$SSH_CONNECTION" {python}']
     return Host(name, address, tuple(command), password, None, peer_port)
 
 
-def this_machine(address: str = "") -> Host:
-    """Describe the control machine as a source, which may be one of the hosts, too.
+def control_machine(address: str = "") -> Host:
+    """Return the control machine as a source; it may also be one of the hosts.
 
     Args:
-        address: where hosts see it coming from; empty where that can be found out.
+        address: the address that hosts see for it; empty to find out.
     """
     return Host("this machine", address, (sys.executable,), port=0)
 
 
 def read_hosts(path: Path) -> list[Host]:
-    """Read hosts from a JSON list with the arguments of `described_host` for each.
+    """Read hosts from a JSON list with the arguments of `host_from_inventory` for each.
 
     Raises:
-        DatasetError: it is none.
+        DatasetError: the file is missing or is not such a list.
     """
     try:
         entries = orjson.loads(path.read_bytes())
         hosts = [
-            described_host(
+            host_from_inventory(
                 **{key: value for key, value in entry.items() if value not in ("", None)}
             )
             for entry in entries
@@ -115,13 +115,13 @@ def read_hosts(path: Path) -> list[Host]:
     except FileNotFoundError:
         raise DatasetError(f"{path}: does not exist") from None
     except (ValueError, TypeError, AttributeError) as error:
-        raise DatasetError(f"{path}: no list of hosts ({error})") from None
+        raise DatasetError(f"{path}: not a list of hosts ({error})") from None
     if not hosts:
         raise DatasetError(f"{path}: lists no hosts")
     return hosts
 
 
-def interpreter_arguments(host: Host, program: str) -> list[str]:
+def python_command(host: Host, program: str) -> list[str]:
     """Return the command line that runs a Python program on a host."""
     options = ["-u", "-c", program]
     if host.command and host.command[0] == "ssh":
@@ -129,6 +129,6 @@ def interpreter_arguments(host: Host, program: str) -> list[str]:
     return [*host.command, *options]
 
 
-def clean_environment() -> dict[str, str]:
-    """Return this process's environment without what would change the allocator of agents."""
+def agent_environment() -> dict[str, str]:
+    """Return this process's environment without settings of its memory allocator."""
     return {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}

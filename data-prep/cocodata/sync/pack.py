@@ -1,9 +1,9 @@
-"""Sealing a data set into one read-only squashfs image.
+"""Packing a data set into one read-only squashfs image.
 
-The image is made from the manifest: exactly the files that it lists, each held against its hash
-while it is packed. Payload, inodes and tables are not compressed (JPEG files would not get smaller,
-and a host reads them at the speed of its disk), owners and times are fixed, and the order is the
-manifest's. So the same data set gives the same bytes, wherever and whenever it is packed.
+The image contains exactly the files in the manifest, each compared with its hash when packed.
+Payload, inodes and tables are not compressed: JPEG files would not get smaller, and hosts read them
+at the speed of their disks. Owners and times are fixed, and files are in the order of the manifest,
+so the same data set gives the same bytes, wherever and whenever it is packed.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from typing import IO
 
 import orjson
 
-from cocodata.download.download import require_room
+from cocodata.download.download import require_free_space
 from cocodata.errors import DatasetError
 from cocodata.files import atomic_path, file_digest, write_atomically
 from cocodata.format.layouts import DatasetFolder
@@ -30,23 +30,23 @@ from cocodata.format.manifest import (
 )
 from cocodata.sync.torrent import Torrent, make_torrent
 
-# Nothing that depends on the time or the machine. Without fragments and with blocks larger than
-# most images, an image is one run of bytes that is read at once.
+# Nothing that depends on the time or the machine. Without fragments, and with blocks larger than
+# most JPEG files, each file is one run of bytes that is read at once.
 _OPTIONS = (
     *("-tar", "-noI", "-noId", "-noD", "-noF", "-noX", "-no-fragments", "-no-xattrs"),
     *("-no-exports", "-b", "1M", "-all-root", "-all-time", "0", "-mkfs-time", "0"),
     *("-root-mode", "0755", "-no-recovery", "-quiet", "-no-progress"),
 )
 
-SEAL = "seal.json"
+_METADATA_FILE = "seal.json"
 
 Advance = Callable[[str, int, int], None]
-"""Told what is done, how many more bytes of it, and of how many."""
+"""Called with the name of the step, how many more bytes are done, and of how many."""
 
 
 @dataclass(frozen=True)
-class Seal:
-    """What is known of a sealed data set.
+class ImageMetadata:
+    """What seal.json says about a packed data set.
 
     Attributes:
         name: the data set's name.
@@ -56,7 +56,7 @@ class Seal:
         size: bytes of the image.
         sha256: hash of the image.
         images: how many images each split has.
-        made_by: the program that made it: another version may lay the same files out otherwise.
+        made_by: the program that made it; another version may arrange the same files differently.
     """
 
     name: str
@@ -69,28 +69,28 @@ class Seal:
     made_by: str
 
 
-def read_seal(packed: Path, name: str) -> Seal:
-    """Read what was packed last of a data set, and look that its image is there.
+def read_image_metadata(packed: Path, name: str) -> ImageMetadata:
+    """Read the metadata of the version packed last, and check that its image exists.
 
     Raises:
-        DatasetError: nothing was packed, or it is damaged.
+        DatasetError: nothing was packed, or the image is damaged.
     """
     folder = packed / name
-    path = folder / SEAL
+    path = folder / _METADATA_FILE
     remedy = f"Pack it with `make coco-pack DATASET={name}`"
     try:
-        seal = Seal(**orjson.loads(path.read_bytes()))
-        torrent = Torrent((folder / seal.torrent).read_bytes())
-        size = (folder / seal.image).stat().st_size
+        metadata = ImageMetadata(**orjson.loads(path.read_bytes()))
+        torrent = Torrent((folder / metadata.torrent).read_bytes())
+        size = (folder / metadata.image).stat().st_size
     except FileNotFoundError as error:
         raise DatasetError(f"{error.filename}: does not exist. {remedy}") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise DatasetError(f"{path}: not readable ({error!r}). {remedy}") from None
-    if not size == seal.size == torrent.size:
+        raise DatasetError(f"{path}: damaged ({error!r}). {remedy}") from None
+    if not size == metadata.size == torrent.size:
         raise DatasetError(
-            f"{folder / seal.image}: {size} bytes, sealed with {seal.size}. {remedy}"
+            f"{folder / metadata.image}: {size} bytes, {metadata.size} when packed. {remedy}"
         )
-    return seal
+    return metadata
 
 
 def pack_dataset(
@@ -100,44 +100,46 @@ def pack_dataset(
     name: str | None = None,
     piece_length: int | None = None,
     advance: Advance = lambda *_: None,
-) -> tuple[Seal, bool]:
+) -> tuple[ImageMetadata, bool]:
     """Make the image of a verified data set.
 
     Args:
         data: the data set folder.
-        packed: the image, its torrent and its seal go into the folder NAME in it.
-        name: name of the data set on the hosts; the manifest's if None.
-        piece_length: bytes of a piece, a power of two; chosen by the size if None.
-        advance: told of progress.
+        packed: the image, its torrent and seal.json go into the folder NAME in it.
+        name: name of the data set on the hosts; that in the manifest if None.
+        piece_length: bytes of a piece, a power of two; chosen from the size if None.
+        advance: called with progress.
 
     Returns:
-        The seal, and whether anything had to be done.
+        The metadata, and whether a new image had to be made.
 
     Raises:
-        DatasetError: the data set is not verified, a file is not what the manifest says, the disk
-            is too small, or mksquashfs is missing or fails.
+        DatasetError: the data set is not verified, a file differs from the manifest, the disk is
+            too small, or mksquashfs is missing or fails.
     """
     manifest = read_manifest(data)
     if manifest is None or manifest.verified is None:
         raise DatasetError(
-            f"{data}: not verified. Only what was looked at as a whole is sealed: "
-            f"`make coco-verify DATA={data}` comes first"
+            f"{data}: not verified. Only verified data sets are packed: run "
+            f"`make coco-verify DATA={data}` first"
         )
     name = name or manifest.name
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise DatasetError(f"{name!r}: no name for a data set: letters, digits, dots and dashes")
+        raise DatasetError(
+            f"{name!r}: not a valid name for a data set. Use letters, digits, dots and dashes"
+        )
     folder = packed / name
     folder.mkdir(parents=True, exist_ok=True)
     stem = f"{name}-{manifest.version[:16]}"
     try:
-        old = read_seal(packed, name)
+        old = read_image_metadata(packed, name)
         if old.version == manifest.version:
             return old, False
     except DatasetError:
-        pass  # Nothing was packed yet, or it is damaged: it is made anew.
+        pass  # Nothing was packed yet, or it is damaged: pack it again.
     total = sum(entry.size for entry in manifest.files.values())
     # Inodes, directories and padding.
-    require_room(folder, total + 512 * len(manifest.files) + (64 << 20), "the image")
+    require_free_space(folder, total + 512 * len(manifest.files) + (64 << 20), "the image")
     image = folder / f"{stem}.squashfs"
     with atomic_path(image) as temporary:
         made_by = _make_image(
@@ -147,7 +149,7 @@ def pack_dataset(
     size = image.stat().st_size
     torrent = make_torrent(image, piece_length, lambda done: advance("Hashing", done, size))
     write_atomically(image.with_suffix(".torrent"), torrent)
-    seal = Seal(
+    metadata = ImageMetadata(
         name=name,
         version=manifest.version,
         image=image.name,
@@ -157,9 +159,11 @@ def pack_dataset(
         images=dict(manifest.verified["images"]),
         made_by=made_by,
     )
-    # Last: where it is, all of it is.
-    write_atomically(folder / SEAL, orjson.dumps(asdict(seal), option=orjson.OPT_INDENT_2))
-    return seal, True
+    # Last: if this file exists, all the others do.
+    write_atomically(
+        folder / _METADATA_FILE, orjson.dumps(asdict(metadata), option=orjson.OPT_INDENT_2)
+    )
+    return metadata, True
 
 
 def _make_image(
@@ -169,9 +173,9 @@ def _make_image(
     if program is None:
         raise DatasetError("mksquashfs is missing: install squashfs-tools")
     version = subprocess.run([program, "-version"], capture_output=True, text=True, check=False)
-    # The time of verification is not part of what is sealed.
+    # The time of verification is not part of the packed content.
     verified = {"images": dict((manifest.verified or {})["images"])}
-    sealed = manifest_bytes(Manifest(name, manifest.files, verified))
+    packed_manifest = manifest_bytes(Manifest(name, manifest.files, verified))
     with subprocess.Popen(
         [program, "-", str(image), *_OPTIONS],
         stdin=subprocess.PIPE,
@@ -182,9 +186,9 @@ def _make_image(
         assert running.stdout is not None
         try:
             with running.stdin as pipe:
-                _write_tar(data, manifest, sealed, pipe, advance)
+                _write_tar(data, manifest, packed_manifest, pipe, advance)
         except BrokenPipeError:
-            pass  # It says itself what is wrong.
+            pass  # mksquashfs reports the cause.
         except BaseException:
             running.kill()
             raise
@@ -195,7 +199,11 @@ def _make_image(
 
 
 def _write_tar(
-    data: Path, manifest: Manifest, sealed: bytes, pipe: IO[bytes], advance: Callable[[int], None]
+    data: Path,
+    manifest: Manifest,
+    packed_manifest: bytes,
+    pipe: IO[bytes],
+    advance: Callable[[int], None],
 ) -> None:
     with tarfile.open(fileobj=pipe, mode="w|", format=tarfile.GNU_FORMAT) as tar:
         made: set[str] = set()
@@ -209,12 +217,12 @@ def _write_tar(
             content = (data / path).read_bytes()
             if hashlib.sha256(content).hexdigest() != entry.sha256:
                 raise DatasetError(
-                    f"{data / path}: not what the manifest says. `make coco-verify REPAIR=1` "
+                    f"{data / path}: differs from the manifest. `make coco-verify REPAIR=1` "
                     "restores it"
                 )
             _add(tar, path, content)
             advance(len(content))
-        _add(tar, DatasetFolder.manifest_path(), sealed)
+        _add(tar, DatasetFolder.manifest_path(), packed_manifest)
 
 
 def _add(tar: tarfile.TarFile, path: str, content: bytes) -> None:

@@ -13,15 +13,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-SILENCE = 60.0
-"""Seconds without a word from the control machine after which it is taken to be gone."""
+HEARTBEAT_TIMEOUT = 60.0
+"""Seconds without a message from the control machine after which it is considered gone."""
 
-_SPARE = 256 << 20  # Bytes that stay free on the disk.
+_MIN_FREE = 256 << 20  # Bytes that stay free on the disk.
 _UNITS = Path("/etc/systemd/system")
 
 
 class HostError(Exception):
-    """Something is wrong on this host; the message says what, and what to do."""
+    """Something is wrong on this host; the message says what it is and how to fix it."""
 
 
 def _run(*command: str) -> str:
@@ -40,7 +40,7 @@ def _mounts() -> Iterator[tuple[str, str, str, str]]:
             if namespace in seen:
                 continue
             lines = (process / "mountinfo").read_text().splitlines()
-        except OSError:  # It has ended.
+        except OSError:  # The process has ended.
             continue
         seen.add(namespace)
         for line in lines:
@@ -52,12 +52,12 @@ def _mounts() -> Iterator[tuple[str, str, str, str]]:
 class Store:
     """The versions of one data set on this host.
 
-    `folder` holds NAME-VERSION.squashfs, the folder NAME-VERSION that it is mounted on, and what is
-    on its way in incoming/. `link` is the path that trials use: it points to one of the mounts.
+    `folder` holds NAME-VERSION.squashfs, the folder NAME-VERSION that it is mounted on, and partial
+    images in incoming/. `link` is the path that trials use: it points to one of the mounts.
     """
 
     def __init__(self, root: str, name: str, link: str) -> None:
-        """Use a folder and a link; nothing is made yet."""
+        """Remember the folder and the link; nothing is created yet."""
         self.folder = Path(root) / name
         self.name = name
         self.link = Path(link)
@@ -72,10 +72,10 @@ class Store:
         return self.folder / f"{self.name}-{version[:16]}"
 
     def lock(self) -> None:
-        """Let no second synchronisation in, waiting for one that was cut off to end."""
+        """Lock out other runs of coco-sync, after waiting for an interrupted one to end."""
         self.folder.mkdir(parents=True, exist_ok=True)
         file = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
-        deadline = time.monotonic() + SILENCE + 10
+        deadline = time.monotonic() + HEARTBEAT_TIMEOUT + 10
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -83,39 +83,39 @@ class Store:
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     raise HostError(
-                        f"{self.folder}: another coco-sync is at work here. Wait for it to end"
+                        f"{self.folder}: another coco-sync is running here. Wait for it to end"
                     ) from None
                 time.sleep(0.5)
 
     def status(self, version: str, size: int) -> dict[str, Any]:
-        """Say whether a version is here as a whole.
+        """Return whether this host has a complete version.
 
         Raises:
-            HostError: there is no room for the rest of it, or something else has the link's path.
+            HostError: there is no space for the rest of it, or another file is at the link's path.
         """
         image, part = self.image(version), self.incoming / self.image(version).name
         complete = image.is_file() and image.stat().st_size == size
-        there = size if complete else part.stat().st_blocks * 512 if part.is_file() else 0
+        present = size if complete else part.stat().st_blocks * 512 if part.is_file() else 0
         if self.link.exists() and not self.link.is_symlink() and not self._is_placeholder():
             raise HostError(
-                f"{self.link}: is not a link made by coco-sync. Move it away, for example to "
+                f"{self.link}: is not a link made by coco-sync. Rename it, for example to "
                 f"{self.link}.old"
             )
         free = shutil.disk_usage(self.folder).free
-        needed = max(0, size - there)
-        if needed and free < needed + _SPARE:
+        needed = max(0, size - present)
+        if needed and free < needed + _MIN_FREE:
             raise HostError(
-                f"{self.folder}: {(needed + _SPARE) / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB "
-                "are free. Make room, or put coco_store on another disk"
+                f"{self.folder}: {(needed + _MIN_FREE) / 1e9:.2f} GB are needed, "
+                f"{free / 1e9:.2f} GB are free. Free some space, or put coco_store on another disk"
             )
         return {"complete": complete}
 
     def _is_placeholder(self) -> bool:
-        """Say whether an empty folder waits for the data set under the link's path."""
+        """Return whether an empty folder is at the link's path, as a placeholder."""
         return self.link.is_dir() and not self.link.is_symlink() and not any(self.link.iterdir())
 
     def activate(self, version: str) -> bool:
-        """Mount a version beside the others, and let the link point to it in one step."""
+        """Mount a version next to the others, and switch the link to it atomically."""
         point = self.mount_point(version)
         changed = False
         if not os.path.ismount(point):
@@ -124,20 +124,20 @@ class Store:
             changed = True
         found = json.loads((point / "manifest.json").read_text())["version"]
         if found != version:
-            raise HostError(f"{point}: holds version {found}, not {version}")
+            raise HostError(f"{point}: contains version {found}, not {version}")
         if not self.link.is_symlink() or self.link.readlink() != point:
             self.link.parent.mkdir(parents=True, exist_ok=True)
-            beside = self.link.with_name(f".{self.link.name}.new")
-            beside.unlink(missing_ok=True)
-            beside.symlink_to(point)
+            temporary = self.link.with_name(f".{self.link.name}.new")
+            temporary.unlink(missing_ok=True)
+            temporary.symlink_to(point)
             if self._is_placeholder():
                 self.link.rmdir()
-            beside.replace(self.link)
+            temporary.replace(self.link)
             changed = True
         return changed
 
     def clean(self, version: str) -> dict[str, Any]:
-        """Remove all other versions that nothing uses, and what came of them."""
+        """Remove all other versions that are not in use, and their partial images."""
         removed, kept = [], {}
         keep = self.image(version).name
         for image in sorted(self.folder.glob(f"{self.name}-*.squashfs")):
@@ -157,14 +157,14 @@ class Store:
                 point.rmdir()
             image.unlink()
             removed.append(point.name)
-        for rest in self.incoming.glob("*") if self.incoming.is_dir() else ():
-            if rest.name != keep:
-                rest.unlink()
-                removed.append(f"incoming/{rest.name}")
+        for partial in self.incoming.glob("*") if self.incoming.is_dir() else ():
+            if partial.name != keep:
+                partial.unlink()
+                removed.append(f"incoming/{partial.name}")
         return {"removed": removed, "kept": kept}
 
     def _used_by(self, point: Path) -> str | None:
-        """Say what uses a mount beside the mount itself, such as a trial's container."""
+        """Return what uses a mount, such as a trial's container; None if nothing does."""
         if not os.path.ismount(point):
             return None
         number = point.stat().st_dev
@@ -174,7 +174,7 @@ class Store:
             if its_device != device or (namespace == own and where == str(point)):
                 continue
             if "master:" in propagation and where.endswith(str(point)):
-                continue  # A copy that goes away with the mount.
+                continue  # A propagated copy, which disappears with the mount.
             return f"mounted on {where} in {namespace}"
         return None
 
@@ -188,20 +188,20 @@ class Store:
         if unit is None:
             _run("mount", "-t", "squashfs", "-o", "loop,ro,nodev,nosuid", str(image), str(point))
             return
-        beside = _UNITS / f".{unit}"
-        beside.write_text(
+        temporary = _UNITS / f".{unit}"
+        temporary.write_text(
             f"[Unit]\nDescription=Data set {point.name}\n\n"
             f"[Mount]\nWhat={image}\nWhere={point}\nType=squashfs\nOptions=loop,ro,nodev,nosuid\n\n"
             "[Install]\nWantedBy=local-fs.target\n"
         )
-        beside.replace(_UNITS / unit)
+        temporary.replace(_UNITS / unit)
         _run("systemctl", "daemon-reload")
         _run("systemctl", "enable", "--now", unit)
 
     def _unmount(self, point: Path) -> None:
         unit = self._unit(point)
         if unit is not None and (_UNITS / unit).exists():
-            _run("systemctl", "stop", unit)  # Fails where it is in use; then all stays as it is.
+            _run("systemctl", "stop", unit)  # Fails if it is in use; then nothing is changed.
             _run("systemctl", "disable", unit)
             (_UNITS / unit).unlink()
             _run("systemctl", "daemon-reload")

@@ -1,4 +1,4 @@
-"""Torrents of one file, version 2: its pieces and their SHA-256 (BEP 3, BEP 52).
+"""Version 2 torrents of one file: its pieces and their SHA-256 (BEP 3, BEP 52).
 
 Sent to hosts: nothing but the standard library of Python 3.10.
 """
@@ -15,7 +15,7 @@ BLOCK = 16384
 
 
 def bencode(value: Any) -> bytes:
-    """Return integers, strings, lists and dictionaries in BitTorrent's form."""
+    """Encode integers, strings, lists and dictionaries in BitTorrent's format."""
     if isinstance(value, int):
         return b"i%de" % value
     if isinstance(value, str):
@@ -29,7 +29,7 @@ def bencode(value: Any) -> bytes:
 
 
 def bdecode(data: bytes) -> Any:
-    """Return what bencoded data stands for; keys and strings are bytes."""
+    """Decode bencoded data; keys and strings are returned as bytes."""
 
     def value(at: int) -> tuple[Any, int]:
         kind = data[at : at + 1]
@@ -52,7 +52,7 @@ def bdecode(data: bytes) -> Any:
 
 
 def merkle_root(hashes: list[bytes], width: int, padding: bytes) -> bytes:
-    """Return the root over hashes, filled up to `width` (a power of two) with the padding."""
+    """Return the root of a hash tree whose leaves are padded to `width`, a power of two."""
     hashes = hashes + [padding] * (width - len(hashes))
     while len(hashes) > 1:
         pairs = zip(hashes[::2], hashes[1::2], strict=True)
@@ -61,7 +61,7 @@ def merkle_root(hashes: list[bytes], width: int, padding: bytes) -> bytes:
 
 
 def piece_hash(data: bytes | memoryview, width: int) -> bytes:
-    """Return the hash of a piece of a file: the root over the SHA-256 of its blocks."""
+    """Return the hash of a piece of a file: the root of the tree of its blocks' SHA-256."""
     view = memoryview(data)
     leaves = [hashlib.sha256(view[at : at + BLOCK]).digest() for at in range(0, len(view), BLOCK)]
     return merkle_root(leaves, width, bytes(32))
@@ -87,7 +87,7 @@ def file_piece_hashes(
 
 
 class Torrent:
-    """What a torrent of one file says: its name, length and piece hashes."""
+    """A torrent of one file: its name, length and piece hashes."""
 
     def __init__(self, data: bytes) -> None:
         """Read a .torrent file with a version 2 info dictionary."""
@@ -103,13 +103,13 @@ class Torrent:
         self.hashes = [layer[at : at + 32] for at in range(0, len(layer), 32)]
 
     def bad_pieces(self, path: Path, advance: Callable[[int], None]) -> list[int]:
-        """Return the pieces of a file that are not what the hashes say."""
+        """Return the indices of the pieces of a file that do not match their hashes."""
         if len(self.hashes) == 1:
-            found = [_lone_piece(path.read_bytes())]
+            found = [_single_piece_root(path.read_bytes())]
         else:
             found = file_piece_hashes(path, self.piece_length, advance)
         pairs = enumerate(zip(found, self.hashes, strict=True))
-        return [index for index, (is_, should) in pairs if is_ != should]
+        return [index for index, (actual, expected) in pairs if actual != expected]
 
 
 def make_torrent(
@@ -119,16 +119,16 @@ def make_torrent(
 
     Args:
         path: the file.
-        piece_length: bytes of a piece, a power of two; chosen by the file's size if None.
-        advance: told how many more bytes are hashed.
+        piece_length: bytes of a piece, a power of two; chosen from the file's size if None.
+        advance: called with how many more bytes are hashed.
     """
     size = path.stat().st_size
     if piece_length is None:
-        # Some thousands of pieces: fewer would make hosts wait for each other's last ones.
+        # Several thousand pieces: with fewer, hosts would wait for each other's last pieces.
         piece_length = min(4 << 20, max(BLOCK, 1 << (size // 4096).bit_length()))
     hashes = file_piece_hashes(path, piece_length, advance)
     if len(hashes) == 1:
-        root, layers = _lone_piece(path.read_bytes()), {}
+        root, layers = _single_piece_root(path.read_bytes()), {}
     else:
         width = 1 << (len(hashes) - 1).bit_length()
         root = merkle_root(hashes, width, piece_hash(b"", piece_length // BLOCK))
@@ -138,11 +138,11 @@ def make_torrent(
         "meta version": 2,
         "name": path.name,
         "piece length": piece_length,
-        "private": 1,  # No peer comes from anywhere but the inventory.
+        "private": 1,  # Only hosts in the inventory are peers.
     }
     return bencode({"info": info, "piece layers": layers})
 
 
-def _lone_piece(data: bytes) -> bytes:
+def _single_piece_root(data: bytes) -> bytes:
     """Return the root of a file of one piece: its tree is no wider than it needs to be."""
     return piece_hash(data, 1 << (-(-len(data) // BLOCK) - 1).bit_length())

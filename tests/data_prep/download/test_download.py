@@ -51,10 +51,10 @@ def test_pieces_are_fetched_once_each(server: FaultyServer, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     "fault",
     [
-        server_faults.break_off,
+        server_faults.disconnect_halfway,
         server_faults.truncate,
-        server_faults.say_too_little,
-        server_faults.say_too_much,
+        server_faults.announce_too_little,
+        server_faults.announce_too_much,
         server_faults.corrupt,
         answer(500),
         answer(503),
@@ -62,53 +62,61 @@ def test_pieces_are_fetched_once_each(server: FaultyServer, tmp_path: Path) -> N
     ],
 )
 @pytest.mark.parametrize("ranges", [True, False], ids=["ranges", "whole"])
-def test_faults_are_overcome(
+def test_server_faults_are_retried(
     fault: server_faults.Fault, ranges: bool, server: FaultyServer, tmp_path: Path
 ) -> None:
     server.behaviour.ranges = ranges
-    # The first request is the look at the size.
-    server.behaviour.fail(IMAGES, server_faults.well, fault, server_faults.well, fault)
+    # The first request asks for the size.
+    server.behaviour.fail(
+        IMAGES, server_faults.serve_normally, fault, server_faults.serve_normally, fault
+    )
     assert _get(archive_on(server), tmp_path, connections=2) == content_of(server)
 
 
-@pytest.mark.parametrize("fault", [server_faults.break_off, server_faults.say_too_much])
-def test_a_broken_transfer_goes_on_at_the_byte_where_it_broke(
+@pytest.mark.parametrize(
+    "fault", [server_faults.disconnect_halfway, server_faults.announce_too_much]
+)
+def test_broken_transfer_resumes_at_the_byte_where_it_broke(
     fault: server_faults.Fault, server: FaultyServer, tmp_path: Path
 ) -> None:
-    server.behaviour.fail(IMAGES, server_faults.well, fault)
+    server.behaviour.fail(IMAGES, server_faults.serve_normally, fault)
     assert _get(archive_on(server), tmp_path) == content_of(server)
     assert server.behaviour.sent == len(content_of(server)) + 1
 
 
-def test_a_server_that_always_breaks_off_is_got_the_better_of(
+def test_server_that_keeps_breaking_connections_still_completes(
     server: FaultyServer, tmp_path: Path
 ) -> None:
-    # Many more failures than attempts are made without progress.
-    server.behaviour.fail(IMAGES, server_faults.well, *[server_faults.break_off] * 40)
+    # Many more failures than the limit of attempts without progress.
+    server.behaviour.fail(
+        IMAGES, server_faults.serve_normally, *[server_faults.disconnect_halfway] * 40
+    )
     assert _get(archive_on(server), tmp_path, connections=1) == content_of(server)
 
 
-def test_attempts_without_progress_end(server: FaultyServer, tmp_path: Path) -> None:
+def test_attempts_without_progress_are_limited(server: FaultyServer, tmp_path: Path) -> None:
     server.behaviour.fail(IMAGES, *[answer(500)] * ATTEMPTS)
     with pytest.raises(DatasetError, match=rf"HTTP 500, {ATTEMPTS} times in a row"):
         _get(archive_on(server), tmp_path)
     assert len(server.behaviour.requests) == ATTEMPTS
 
 
-def test_what_is_missing_is_not_asked_for_again(server: FaultyServer, tmp_path: Path) -> None:
+def test_missing_file_is_not_requested_again(server: FaultyServer, tmp_path: Path) -> None:
     missing = Archive(f"{server.url}/zips/test2017.zip")
     others = [archive_on(server), archive_on(server, ANNOTATIONS)]
     with pytest.raises(DatasetError, match="1 of 3 archives") as caught:
         download.download([missing, *others], tmp_path, _fetcher())
-    assert "test2017.zip: HTTP 404, there is no such file" in str(caught.value)
+    assert "test2017.zip: HTTP 404, no such file" in str(caught.value)
     assert len([each for each, _ in server.behaviour.requests if "test2017" in each]) == 1
-    # The others are there all the same.
+    # The others are downloaded all the same.
     assert (tmp_path / "val2017.zip").read_bytes() == content_of(server)
     assert (tmp_path / others[1].name).read_bytes() == content_of(server, ANNOTATIONS)
 
 
 @pytest.mark.parametrize("form", ["seconds", "date"])
-def test_retry_after_is_waited_for_by_all(form: str, server: FaultyServer, tmp_path: Path) -> None:
+def test_all_connections_wait_for_retry_after(
+    form: str, server: FaultyServer, tmp_path: Path
+) -> None:
     waits: list[float] = []
     fetcher = _fetcher()
     now = [0.0]
@@ -118,7 +126,7 @@ def test_retry_after_is_waited_for_by_all(form: str, server: FaultyServer, tmp_p
 
     fetcher._wait_until = wait_until  # type: ignore[method-assign]
     text = "42" if form == "seconds" else formatdate(time.time() + 42, usegmt=True)
-    server.behaviour.fail(IMAGES, server_faults.well, answer(429, Retry_After=text))
+    server.behaviour.fail(IMAGES, server_faults.serve_normally, answer(429, Retry_After=text))
     begin = time.monotonic()
     download.download([archive_on(server)], tmp_path, fetcher, connections=1)
     assert now == [0.0]
@@ -128,7 +136,7 @@ def test_retry_after_is_waited_for_by_all(form: str, server: FaultyServer, tmp_p
     assert all(40 < moment < 45 for moment in later)
 
 
-def test_other_content_than_the_checksum_is_refused(server: FaultyServer, tmp_path: Path) -> None:
+def test_content_with_another_checksum_is_refused(server: FaultyServer, tmp_path: Path) -> None:
     wrong = Archive(server.url + IMAGES, f"md5:{'0' * 32}")
     with pytest.raises(DatasetError, match=f"its checksum is md5:.*, not md5:{'0' * 32}"):
         _get(wrong, tmp_path)
@@ -138,31 +146,33 @@ def test_other_content_than_the_checksum_is_refused(server: FaultyServer, tmp_pa
         _get(wrong, tmp_path)
 
 
-def test_a_web_page_is_noarchive_on(server: FaultyServer, tmp_path: Path, published: Path) -> None:
+def test_web_page_is_not_accepted_as_archive(
+    server: FaultyServer, tmp_path: Path, published: Path
+) -> None:
     page = published / "zips" / "page.zip"
     page.write_text("<html>log in</html>")
-    with pytest.raises(DatasetError, match="not a zip archive, perhaps a page"):
+    with pytest.raises(DatasetError, match="not a zip archive, perhaps a web page"):
         _get(Archive(f"{server.url}/zips/page.zip"), tmp_path)
     page.unlink()
 
 
-def test_a_file_that_changes_during_the_download_is_begun_anew(
+def test_file_that_changes_during_the_download_is_restarted(
     server: FaultyServer, tmp_path: Path
 ) -> None:
     def change(handler: server_faults.Handler, content: bytes, asked: range) -> None:
-        server_faults.well(handler, content, asked)
+        server_faults.serve_normally(handler, content, asked)
         handler.behaviour.etag = '"2"'
 
-    server.behaviour.fail(IMAGES, server_faults.well, change)
+    server.behaviour.fail(IMAGES, server_faults.serve_normally, change)
     archive = Archive(server.url + IMAGES)
     assert _get(archive, tmp_path, connections=1) == content_of(server)
     assert server.behaviour.sent > len(content_of(server)) + 100_000
 
 
-def test_a_killed_download_goes_on_where_it_was(server: FaultyServer, tmp_path: Path) -> None:
+def test_killed_download_resumes(server: FaultyServer, tmp_path: Path) -> None:
     archive = archive_on(server)
     hang = [lambda *_: time.sleep(5)] * 4
-    server.behaviour.fail(IMAGES, *[server_faults.well] * 4, *hang)
+    server.behaviour.fail(IMAGES, *[server_faults.serve_normally] * 4, *hang)
     program = (
         "import sys; from pathlib import Path; from cocodata.download import download;"
         "from cocodata.download.archives import Archive;"
@@ -191,20 +201,20 @@ def test_a_killed_download_goes_on_where_it_was(server: FaultyServer, tmp_path: 
     assert server.behaviour.sent == len(content_of(server)) - 300_000 + 1
 
 
-def test_archives_that_are_there_are_taken(server: FaultyServer, tmp_path: Path) -> None:
+def test_existing_archives_are_used(server: FaultyServer, tmp_path: Path) -> None:
     archive = archive_on(server)
     (tmp_path / archive.name).write_bytes(content_of(server))
     assert _get(archive, tmp_path) == content_of(server)
     assert server.behaviour.requests == []
     (tmp_path / archive.name).write_bytes(content_of(server)[:-1] + b"?")
-    with pytest.raises(DatasetError, match="the file that is there has the checksum"):
+    with pytest.raises(DatasetError, match="the existing file has the checksum"):
         _get(archive, tmp_path)
     (tmp_path / archive.name).write_bytes(b"short")
-    with pytest.raises(DatasetError, match="a file of 5 bytes is there"):
+    with pytest.raises(DatasetError, match="the existing file has 5 bytes"):
         _get(archive, tmp_path)
 
 
-def test_a_full_disk_is_seen_beforehand(
+def test_too_little_disk_space_is_reported_before_downloading(
     server: FaultyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = type("Usage", (), {"free": len(content_of(server)) + 999})
@@ -215,14 +225,14 @@ def test_a_full_disk_is_seen_beforehand(
     download.download([archive_on(server)], tmp_path, _fetcher(), reserve=999)
 
 
-def test_a_proxy_is_used(server: FaultyServer, tmp_path: Path) -> None:
-    # The server stands for the proxy: it is asked for a host that does not exist.
+def test_proxy_is_used(server: FaultyServer, tmp_path: Path) -> None:
+    # The server plays the proxy: it gets requests for a host that does not exist.
     archive = at_mirror(archive_on(server), "http://coco.invalid")
     download.download([archive], tmp_path, _fetcher(proxy=server.url))
     assert (tmp_path / archive.name).read_bytes() == content_of(server)
 
 
-def test_the_environment_names_a_proxy(
+def test_proxy_from_the_environment_is_used(
     server: FaultyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("http_proxy", server.url)

@@ -47,8 +47,8 @@ def test_durations() -> None:
     ]
 
 
-def _host(name: str, failure: str | None = None, **news: Any) -> Any:
-    return SimpleNamespace(host=SimpleNamespace(name=name), news=news, failure=failure)
+def _host(name: str, failure: str | None = None, **status: Any) -> Any:
+    return SimpleNamespace(host=SimpleNamespace(name=name), status=status, failure=failure)
 
 
 def test_view_shows_the_hosts_that_are_furthest_behind() -> None:
@@ -56,7 +56,7 @@ def test_view_shows_the_hosts_that_are_furthest_behind() -> None:
     console = Console(file=out, width=140, force_terminal=False)
     hosts = [_host(f"h{i:02}", done=i, wanted=100, state="fetching", received=i) for i in range(40)]
     hosts[5] = _host("broken", "no route to host")
-    hosts[39].news["complete"] = True
+    hosts[39].status["complete"] = True
     view = _View(100, console)
     console.print(view.table(hosts, _host("source", sent=150)))
     text = out.getvalue()

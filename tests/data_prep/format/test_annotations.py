@@ -134,3 +134,14 @@ def test_file_without_annotations_is_accepted(tmp_path: Path) -> None:
     found = read_annotations(path)
     assert found.boxes.shape == (0, 4)
     assert found.sizes.shape == (0, 2)
+
+
+def test_areas_and_crowds_may_be_missing(tmp_path: Path) -> None:
+    path = tmp_path / "instances.json"
+    entry = GOOD["annotations"][0]
+    entries = [{**entry, "area": 12.5, "iscrowd": 1}, {**entry, "ignore": 1}, {**entry, "area": 3}]
+    path.write_text(json.dumps({**GOOD, "annotations": entries}))
+    found = read_annotations(path)
+    np.testing.assert_array_equal(found.areas, [12.5, np.nan, 3])
+    assert found.crowds.tolist() == [True, False, False]
+    assert found.ignored.tolist() == [True, True, False]

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sync_cluster import Cluster, Packed, obstacle
+from sync_cluster import Cluster, Packed, reason_to_skip
 
 from bench.network_lab import Lab
 from cocodata.mini.mini import generate_mini_coco
@@ -14,7 +14,7 @@ from cocodata.sync.pack import pack_dataset
 @pytest.fixture(scope="session")
 def versions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Packed, Packed]:
     """Two packed versions of a small data set; skips where hosts cannot be simulated."""
-    reason = obstacle()
+    reason = reason_to_skip()
     if reason is not None:
         pytest.skip(reason)
     base = tmp_path_factory.mktemp("versions")
@@ -23,8 +23,8 @@ def versions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Packed, Packed]:
         data = base / f"data{seed}"
         generate_mini_coco(data, num_train=90, num_val=30, seed=seed)
         folder = base / f"packed{seed}"
-        seal, _ = pack_dataset(data, folder, name="mini", piece_length=16384)
-        made.append(Packed(folder, seal, data))
+        metadata, _ = pack_dataset(data, folder, name="mini", piece_length=16384)
+        made.append(Packed(folder, metadata, data))
     return made[0], made[1]
 
 

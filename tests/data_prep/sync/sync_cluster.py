@@ -1,4 +1,4 @@
-"""Hosts with real SSH servers, which are namespaces of this machine, to synchronise to."""
+"""Hosts with real SSH servers, which are namespaces of this machine, to copy data sets to."""
 
 import importlib.util
 import json
@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from bench.network_lab import DATA, STORE, Lab, LabHost, missing
-from cocodata.sync.pack import Seal
+from cocodata.sync.pack import ImageMetadata
 
 ROOT = Path(__file__).resolve().parents[3]
 LINK = f"{DATA}/mini"
 
 
-def obstacle() -> str | None:
-    """Return why hosts cannot be played here, or None."""
+def reason_to_skip() -> str | None:
+    """Return why hosts cannot be simulated here, or None."""
     if shutil.which("mksquashfs") is None:
         return "mksquashfs is missing (squashfs-tools)"
     if not Path("/usr/sbin/sshd").exists():
@@ -35,15 +35,15 @@ def obstacle() -> str | None:
 
 @dataclass
 class Packed:
-    """A packed version: where, its seal, and the folder that it was made from."""
+    """A packed version: its folder, its metadata, and the data set that it was made from."""
 
     folder: Path
-    seal: Seal
+    metadata: ImageMetadata
     data: Path
 
     @property
     def image(self) -> bytes:
-        return (self.folder / "mini" / self.seal.image).read_bytes()
+        return (self.folder / "mini" / self.metadata.image).read_bytes()
 
 
 class Cluster:
@@ -85,10 +85,10 @@ class Cluster:
         assert self.result.is_file(), errors
         return running.returncode, out + errors, json.loads(self.result.read_text())
 
-    def has(self, host: LabHost, packed: Packed) -> None:
-        """Look through the link, as a trial does."""
+    def assert_has(self, host: LabHost, packed: Packed) -> None:
+        """Check the data set through the link, as a trial reads it."""
         manifest = json.loads(host.run(f"cat {LINK}/manifest.json"))
-        assert manifest["version"] == packed.seal.version
+        assert manifest["version"] == packed.metadata.version
         there = host.run(
             f"cd {LINK} && find . -type f ! -name manifest.json | sort | xargs sha256sum"
         )
@@ -96,4 +96,4 @@ class Cluster:
         assert found == {path: entry["sha256"] for path, entry in manifest["files"].items()}
 
     def image(self, host: LabHost, packed: Packed) -> Path:
-        return host.folder / "store" / "mini" / packed.seal.image
+        return host.folder / "store" / "mini" / packed.metadata.image

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cocodata import DatasetError, check_dataset
 from cocodata.format.manifest import read_manifest
-from cocodata.sync.pack import pack_dataset, read_seal
+from cocodata.sync.pack import pack_dataset, read_image_metadata
 from cocodata.sync.torrent import BLOCK, Torrent, bdecode, bencode, make_torrent
 
 pytestmark = pytest.mark.skipif(
@@ -43,30 +43,30 @@ def mount(tmp_path: Path) -> Iterator[Mount]:
         subprocess.run(["umount", str(point)], check=True)
 
 
-def test_an_image_is_the_data_set(generated: Path, tmp_path: Path, mount: Mount) -> None:
-    seal, made = pack_dataset(generated, tmp_path / "packed", name="mini")
+def test_image_contains_the_data_set(generated: Path, tmp_path: Path, mount: Mount) -> None:
+    metadata, made = pack_dataset(generated, tmp_path / "packed", name="mini")
     assert made
-    assert read_seal(tmp_path / "packed", "mini") == seal
-    image = tmp_path / "packed" / "mini" / seal.image
-    assert hashlib.sha256(image.read_bytes()).hexdigest() == seal.sha256
+    assert read_image_metadata(tmp_path / "packed", "mini") == metadata
+    image = tmp_path / "packed" / "mini" / metadata.image
+    assert hashlib.sha256(image.read_bytes()).hexdigest() == metadata.sha256
     manifest = read_manifest(generated)
     assert manifest is not None
-    assert seal.version == manifest.version
-    assert seal.images == {"train2017": 220, "val2017": 110}
+    assert metadata.version == manifest.version
+    assert metadata.images == {"train2017": 220, "val2017": 110}
 
     point = mount(image)
     there = {str(path.relative_to(point)) for path in point.rglob("*") if path.is_file()}
     assert there == {*manifest.files, "manifest.json"}
     for path in manifest.files:
         assert (point / path).read_bytes() == (generated / path).read_bytes()
-    # Training looks at it and trusts its manifest.
+    # Training checks it and trusts its manifest.
     report = check_dataset(point, ("train2017", "val2017"))
     assert report.problems == []
     assert report.used_manifest
     with pytest.raises(OSError, match="Read-only"):
         (point / "new").write_text("")
     assert (point / "train2017").stat().st_mode & 0o777 == 0o755
-    # Payload is as it is on disk, in one run: nothing has to be decompressed.
+    # Files are stored uncompressed, in one run of bytes.
     first = sorted(manifest.files)[5]
     assert (generated / first).read_bytes() in image.read_bytes()
 
@@ -88,33 +88,33 @@ def test_the_same_data_gives_the_same_bytes(generated: Path, tmp_path: Path) -> 
         assert (tmp_path / "a" / "mini" / name).read_bytes() == (
             tmp_path / "b" / "mini" / name
         ).read_bytes()
-    # Nothing is done again.
+    # Nothing is packed again.
     stat = (tmp_path / "a" / "mini" / first.image).stat()
     assert pack_dataset(generated, tmp_path / "a", name="mini") == (first, False)
     assert (tmp_path / "a" / "mini" / first.image).stat().st_mtime_ns == stat.st_mtime_ns
 
 
-def test_only_verified_data_is_sealed(data: Path, generated: Path, tmp_path: Path) -> None:
+def test_only_verified_data_is_packed(data: Path, generated: Path, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"not verified.*make coco-verify"):
         pack_dataset(data, tmp_path / "packed")
     shutil.copy(generated / "manifest.json", data)
     image = next((data / "val2017").iterdir())
     content = image.read_bytes()
     image.write_bytes(content[:-3] + b"\0" + content[-2:])
-    with pytest.raises(DatasetError, match=f"{image.name}: not what the manifest says"):
+    with pytest.raises(DatasetError, match=f"{image.name}: differs from the manifest"):
         pack_dataset(data, tmp_path / "packed", name="x")
     assert list((tmp_path / "packed" / "x").iterdir()) == []
     image.write_bytes(content)
-    with pytest.raises(DatasetError, match="no name for a data set"):
+    with pytest.raises(DatasetError, match="not a valid name for a data set"):
         pack_dataset(data, tmp_path / "packed", name="../x")
-    seal, _ = pack_dataset(data, tmp_path / "packed", name="x")
-    os.truncate(tmp_path / "packed" / "x" / seal.image, 5000)
-    with pytest.raises(DatasetError, match="5000 bytes, sealed with"):
-        read_seal(tmp_path / "packed", "x")
-    assert pack_dataset(data, tmp_path / "packed", name="x") == (seal, True)
+    metadata, _ = pack_dataset(data, tmp_path / "packed", name="x")
+    os.truncate(tmp_path / "packed" / "x" / metadata.image, 5000)
+    with pytest.raises(DatasetError, match=r"5000 bytes, .* when packed"):
+        read_image_metadata(tmp_path / "packed", "x")
+    assert pack_dataset(data, tmp_path / "packed", name="x") == (metadata, True)
 
 
-def test_too_small_a_disk_is_seen_beforehand(
+def test_too_little_disk_space_is_reported_before_packing(
     generated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
@@ -127,7 +127,7 @@ SIZES = [1, BLOCK - 1, BLOCK, BLOCK + 1, 5 * BLOCK, 64 * BLOCK, 64 * BLOCK + 1, 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("piece_length", [BLOCK, 4 * BLOCK, 64 * BLOCK])
-def test_torrents_are_those_of_libtorrent(size: int, piece_length: int, tmp_path: Path) -> None:
+def test_torrents_equal_those_of_libtorrent(size: int, piece_length: int, tmp_path: Path) -> None:
     lt = pytest.importorskip("libtorrent")
     path = tmp_path / "image"
     path.write_bytes(hashlib.shake_128(b"x").digest(size))

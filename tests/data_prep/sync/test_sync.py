@@ -1,4 +1,4 @@
-"""Synchronisation to real SSH servers on hosts that are namespaces of this machine."""
+"""coco-sync to real SSH servers on hosts that are namespaces of this machine."""
 
 import json
 import os
@@ -12,13 +12,15 @@ from sync_cluster import LINK, Cluster, Packed
 from bench.network_lab import Lab
 from cocodata import DatasetError
 from cocodata.sync.commands import bytes_per_second
-from cocodata.sync.hosts import described_host, read_hosts
+from cocodata.sync.hosts import host_from_inventory, read_hosts
 from cocodata.sync.torrent import Torrent
 
 pytestmark = pytest.mark.hosts
 
 
-def test_from_one_version_to_the_next(cluster: Cluster, versions: tuple[Packed, Packed]) -> None:
+def test_switching_from_one_version_to_the_next(
+    cluster: Cluster, versions: tuple[Packed, Packed]
+) -> None:
     old, new = versions
     status, text, result = cluster.sync(old)
     assert status == 0, text
@@ -27,17 +29,17 @@ def test_from_one_version_to_the_next(cluster: Cluster, versions: tuple[Packed, 
         each["changes"] == ["image received", "switched to it"] for each in result["hosts"].values()
     )
     for host in cluster.hosts:
-        cluster.has(host, old)
+        cluster.assert_has(host, old)
         assert cluster.image(host, old).read_bytes() == old.image
         with pytest.raises(RuntimeError, match="Read-only"):
             host.run(f"touch {LINK}/new")
 
-    # Nothing to do: nothing is moved, nothing changes.
+    # Nothing to do: nothing is sent, nothing changes.
     status, text, result = cluster.sync(old)
     assert (status, result["changed"], result["sent"], result["seconds"]) == (0, False, 0, 0)
     assert "changed=0" in text
 
-    # A running trial: a container has its own mount of what the link pointed to.
+    # A running trial: its container has its own mount of the version that the link pointed to.
     first, second, third = cluster.hosts
     trial = subprocess.Popen(
         [
@@ -50,23 +52,23 @@ def test_from_one_version_to_the_next(cluster: Cluster, versions: tuple[Packed, 
     assert trial.stdout is not None
     assert trial.stdout.readline() == "ready\n"
     inside = ["nsenter", "--target", str(trial.pid), "--mount", "cat", "/srv/trial/manifest.json"]
-    # A process that is at work in the folder.
+    # A process whose working directory is in the data set.
     worker = subprocess.Popen([*second.enter, "sh", "-c", f"cd {LINK} && exec sleep infinity"])
     time.sleep(0.5)
     status, text, result = cluster.sync(new)
     assert status == 0, text
     for host in cluster.hosts:
-        cluster.has(host, new)
+        cluster.assert_has(host, new)
     seen = json.loads(subprocess.run(inside, capture_output=True, check=True).stdout)
-    assert seen["version"] == old.seal.version
-    old_name = f"mini-{old.seal.version[:16]}"
-    assert "stays: mounted on" in result["hosts"]["host2"]["notes"][0]
+    assert seen["version"] == old.metadata.version
+    old_name = f"mini-{old.metadata.version[:16]}"
+    assert "kept: mounted on" in result["hosts"]["host2"]["notes"][0]
     assert "busy" in result["hosts"]["host3"]["notes"][0]
     assert f"{old_name} removed" in result["hosts"]["host4"]["changes"]
     assert cluster.image(first, old).exists()
     assert not cluster.image(third, old).exists()
 
-    # When they have ended, the next run removes what they used.
+    # After they have ended, the next run removes the version they used.
     for process in (trial, worker):
         process.kill()
         process.wait()
@@ -78,7 +80,7 @@ def test_from_one_version_to_the_next(cluster: Cluster, versions: tuple[Packed, 
     assert result["seconds"] == 0
 
 
-def test_hosts_that_fail_are_left_behind_and_named(
+def test_failed_hosts_are_skipped_and_reported(
     tmp_path: Path, versions: tuple[Packed, Packed]
 ) -> None:
     packed = versions[0]
@@ -100,28 +102,28 @@ def test_hosts_that_fail_are_left_behind_and_named(
         assert "10.99.0.77" in hosts["gone"]["failure"]
         for name in result["failed"]:
             assert f"  {name}: " in text
-        cluster.has(cluster.hosts[0], packed)
+        cluster.assert_has(cluster.hosts[0], packed)
 
-        # Put right, they get it from the host that has it, too.
+        # After repair they also receive it from the host that has it.
         cluster.entries.pop()
         del cluster.entries[2]["python"]
-        own_folder.run(f"rmdir {LINK}/own")  # An empty folder gives way.
+        own_folder.run(f"rmdir {LINK}/own")  # An empty folder is replaced.
         cluster.entries.pop(1)
         status, text, result = cluster.sync(packed)
         assert status == 0, text
         assert result["hosts"]["host2"]["changes"] == []
-        cluster.has(cluster.hosts[2], packed)
-        cluster.has(cluster.hosts[3], packed)
+        cluster.assert_has(cluster.hosts[2], packed)
+        cluster.assert_has(cluster.hosts[3], packed)
 
 
-def test_damage_on_a_host_is_found_and_mended(
+def test_damage_on_a_host_is_found_and_repaired(
     cluster: Cluster, versions: tuple[Packed, Packed]
 ) -> None:
     packed = versions[0]
     assert cluster.sync(packed)[0] == 0
     status, text, result = cluster.sync(packed, "--verify")
     assert (status, result["changed"]) == (0, False), text
-    torrent = Torrent((packed.folder / "mini" / packed.seal.torrent).read_bytes())
+    torrent = Torrent((packed.folder / "mini" / packed.metadata.torrent).read_bytes())
     image = cluster.image(cluster.hosts[1], packed)
     image.chmod(0o644)
     with image.open("r+b") as file:
@@ -136,14 +138,14 @@ def test_damage_on_a_host_is_found_and_mended(
     assert result["hosts"]["host3"]["failure"] == "2 pieces damaged"
     assert result["failed"] == ["host3"]
     with pytest.raises(AssertionError):
-        cluster.has(cluster.hosts[1], packed)
+        cluster.assert_has(cluster.hosts[1], packed)
     status, text, result = cluster.sync(packed, "--verify", "--repair")
     assert status == 0, text
-    assert result["hosts"]["host3"]["changes"] == ["2 pieces mended"]
-    # Two pieces were moved and not the image.
+    assert result["hosts"]["host3"]["changes"] == ["2 pieces repaired"]
+    # Two pieces were sent and not the whole image.
     assert result["sent"] <= 2 * torrent.piece_length
     assert image.read_bytes() == packed.image
-    cluster.has(cluster.hosts[1], packed)
+    cluster.assert_has(cluster.hosts[1], packed)
 
 
 def test_the_control_machine_can_be_a_host(
@@ -154,19 +156,19 @@ def test_the_control_machine_can_be_a_host(
     cluster.entries = [own, cluster.entries[0]]
     status, text, _ = cluster.sync(packed)
     assert status == 0, text
-    cluster.has(cluster.control, packed)
-    cluster.has(cluster.hosts[0], packed)
+    cluster.assert_has(cluster.control, packed)
+    cluster.assert_has(cluster.hosts[0], packed)
 
 
 def test_bandwidth_is_limited(cluster: Cluster, versions: tuple[Packed, Packed]) -> None:
     packed = versions[0]
     assert bytes_per_second("8Mbit") == bytes_per_second("1 MB/s") == 1_000_000
-    limit = packed.seal.size // 4
+    limit = packed.metadata.size // 4
     status, text, result = cluster.sync(packed, "--limit", f"{limit}b")
     assert status == 0, text
     # Counted from the first byte: a full bucket lets the first second through.
     assert result["seconds"] > 2
-    with pytest.raises(DatasetError, match="no bandwidth"):
+    with pytest.raises(DatasetError, match="not a bandwidth"):
         bytes_per_second("fast")
 
 
@@ -176,11 +178,13 @@ def test_hosts_are_read_from_json(tmp_path: Path) -> None:
         json.dumps([{"name": "a", "address": "1.2.3.4", "user": "admin", "port": 2222}])
     )
     (host,) = read_hosts(path)
-    assert host == described_host("a", "1.2.3.4", user="admin", port=2222)
+    assert host == host_from_inventory("a", "1.2.3.4", user="admin", port=2222)
     assert host.command[0] == "ssh"
     assert host.command[-1].startswith("exec sudo -n env ")
-    assert "exec sudo -S -p '' " in described_host("a", "b", user="x", password="p").command[-1]
-    assert "sudo" not in described_host("a", "b", user="root").command[-1]
+    assert (
+        "exec sudo -S -p '' " in host_from_inventory("a", "b", user="x", password="p").command[-1]
+    )
+    assert "sudo" not in host_from_inventory("a", "b", user="root").command[-1]
     for text in ("[]", "{", '[{"name": "a"}]', '[{"name": "a", "address": "b", "x": 1}]'):
         path.write_text(text)
         with pytest.raises(DatasetError):

@@ -1,4 +1,4 @@
-"""Synchronisation that is cut off at any moment; the playbook as it is."""
+"""coco-sync killed at any moment, and run through its playbook."""
 
 import json
 import os
@@ -21,7 +21,7 @@ REPEATS = int(os.environ.get("COCO_SYNC_REPEATS", "2"))
 
 
 class Reader(threading.Thread):
-    """Reads the data set on a host through the link all the time, as a new trial would."""
+    """Keeps reading the data set on a host through the link, as new trials would."""
 
     def __init__(self, host: LabHost, allowed: set[str]) -> None:
         super().__init__()
@@ -48,18 +48,20 @@ class Reader(threading.Thread):
 
 
 @pytest.mark.slow
-def test_kills_at_any_moment_lose_nothing(
+def test_kill_at_any_moment_loses_nothing(
     cluster: Cluster, versions: tuple[Packed, Packed]
 ) -> None:
     generator = random.Random(int(os.environ.get("COCO_SYNC_SEED", "0")))
     current, following = versions
     assert cluster.sync(current)[0] == 0
-    limit = f"{current.seal.size // 3}b"
+    limit = f"{current.metadata.size // 3}b"
     killed = 0
     for _ in range(REPEATS):
         victim = generator.choice([None, *cluster.hosts])
         others = [host for host in cluster.hosts if host is not victim]
-        readers = [Reader(host, {current.seal.version, following.seal.version}) for host in others]
+        readers = [
+            Reader(host, {current.metadata.version, following.metadata.version}) for host in others
+        ]
         for reader in readers:
             reader.start()
         running = cluster.start(following, "--limit", limit)
@@ -84,7 +86,7 @@ def test_kills_at_any_moment_lose_nothing(
         for reader in readers:
             reader.end()
         for host in cluster.hosts:
-            cluster.has(host, following)
+            cluster.assert_has(host, following)
             assert cluster.image(host, following).read_bytes() == following.image
             assert host.run(f"ls {STORE}/mini/incoming 2>/dev/null || true") == ""
         current, following = following, current
@@ -93,10 +95,10 @@ def test_kills_at_any_moment_lose_nothing(
 
 
 @pytest.mark.slow
-def test_the_playbook_moves_nothing_the_second_time(
+def test_second_run_of_the_playbook_sends_nothing(
     cluster: Cluster, versions: tuple[Packed, Packed]
 ) -> None:
-    """`make coco-sync` as it is, with a host that does not answer."""
+    """`make coco-sync`, then again with a host that does not answer."""
     playbook = Path(sys.executable).with_name("ansible-playbook")
     if not playbook.exists():
         pytest.skip("ansible-playbook is not installed")
@@ -129,8 +131,8 @@ def test_the_playbook_moves_nothing_the_second_time(
     status, text = play()
     assert status == 0, text
     for host in cluster.hosts[:2]:
-        # Another data set than the configured one lies beside it.
-        cluster.has(host, packed)
+        # A data set other than the configured one is stored next to it.
+        cluster.assert_has(host, packed)
     agents["gone"] = {"ansible_host": "10.99.0.77"}
     status, text = play()
     assert status == 2, text

@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cocodata.format.images import ImageFormatError, TruncatedJpegError, jpeg_size
+from cocodata.format.images import (
+    DecodingError,
+    ImageError,
+    ImageFormatError,
+    ImageSizeError,
+    MissingImageError,
+    TruncatedJpegError,
+    UnreadableImageError,
+    check_decoding,
+    check_header,
+    jpeg_size,
+)
 
 
 def _jpeg(mode: str = "RGB", width: int = 97, height: int = 61, **options: Any) -> bytes:
@@ -68,3 +79,48 @@ def test_other_content_is_identified(tmp_path: Path, content: bytes, message: st
     path.write_bytes(content)
     with pytest.raises(ImageFormatError, match=message):
         jpeg_size(path)
+
+
+@pytest.mark.parametrize("check", [check_header, check_decoding])
+@pytest.mark.parametrize(
+    ("content", "size", "error"),
+    [
+        (_jpeg(), (61, 97), ImageSizeError),
+        (b"", (97, 61), TruncatedJpegError),
+        (b"hello", (97, 61), ImageFormatError),
+    ],
+)
+def test_both_checks_report_the_same_error(
+    tmp_path: Path, check: Any, content: bytes, size: tuple[int, int], error: type[ImageError]
+) -> None:
+    path = tmp_path / "image.jpg"
+    with pytest.raises(MissingImageError):
+        check(path, size)
+    path.write_bytes(_jpeg())
+    check(path, (97, 61))
+    path.write_bytes(content)
+    with pytest.raises(error):
+        check(path, size)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(UnreadableImageError):
+        check(path, size)
+
+
+def test_size_is_the_stored_one_whatever_exif_rotation_says(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # Orientation: rotate by 90 degrees to display.
+    path = tmp_path / "image.jpg"
+    path.write_bytes(_jpeg(exif=exif))
+    check_header(path, (97, 61))
+    check_decoding(path, (97, 61))
+
+
+def test_decoding_finds_truncation_and_other_formats() -> None:
+    with pytest.raises(DecodingError, match="truncated"):
+        check_decoding(_jpeg()[:-200], (97, 61))
+    file = io.BytesIO()
+    Image.new("RGB", (5, 7)).save(file, "PNG")
+    check_decoding(file.getvalue(), (5, 7))
+    with pytest.raises(ImageFormatError):
+        check_decoding(file.getvalue(), (5, 7), formats=("JPEG",))
