@@ -27,15 +27,17 @@ sys.path.append(str(ROOT / "data-prep"))
 
 from cocodata.files import atomic_path, file_digest, write_atomically  # noqa: E402
 
+SERVICES = yaml.safe_load((ROOT / "ansible/group_vars/all/services.yml").read_text())[
+    "cluster_services"
+]
 # What the roles install.
 PACKAGES = [
+    *(service["package"] for service in SERVICES.values() if "package" in service),
     "ca-certificates",
     "curl",
     "docker.io",
-    "docker-registry",
     "nfs-common",
     "nfs-kernel-server",
-    "nftables",
     "python3-apt",
     "python3-libtorrent",
     "python3-requests",
@@ -83,10 +85,14 @@ def _run(*command: str | Path) -> str:
 
 
 def images() -> list[str]:
-    """Return the names of the images that a cluster runs."""
+    """Return the task image and the images of the services."""
     lines = (ROOT / "versions.env").read_text().splitlines()
     versions = dict(line.split("=", 1) for line in lines if "=" in line and line[0] != "#")
-    names = [versions[f"{part}_IMAGE"] for part in ("MASTER", "AGENT", "POSTGRES")]
+    names = [
+        versions[f"{name.upper()}_IMAGE"]
+        for name, service in SERVICES.items()
+        if "image" in service
+    ]
     return [_run(ROOT / "docker/image-name.sh").strip(), *names]
 
 
@@ -134,7 +140,7 @@ def own_mirror(release: str, apt: Path = Path("/etc/apt")) -> str:
 
 def toolkit_repository() -> str:
     """Return where the roles' settings say that NVIDIA's container toolkit comes from."""
-    settings = yaml.safe_load((ROOT / "ansible/group_vars/all.yml").read_text())
+    settings = yaml.safe_load((ROOT / "ansible/group_vars/all/settings.yml").read_text())
     return str(settings["nvidia_toolkit_repository"])
 
 

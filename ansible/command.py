@@ -64,7 +64,7 @@ def _require_host(inventory: Path, host: str) -> None:
         raise CommandError(f"{inventory} is not an inventory:\n{done.stderr.strip()}")
     known = json.loads(done.stdout).get("agents", {}).get("hosts", [])
     if host not in known:
-        given = f"{host!r} is no agent of {inventory}" if host else "HOST= is missing"
+        given = f"{host!r} is not an agent in {inventory}" if host else "HOST= is missing"
         raise CommandError(f"{given}; its agents are: {', '.join(known)}")
 
 
@@ -191,7 +191,7 @@ def down(
     what = "and DELETE its database and checkpoints" if delete_data else "and keep its data"
     if not yes:
         typer.confirm(f"Take down the cluster of {inventory}, end its trials, {what}?", abort=True)
-    variables = {"remove_delete_data": delete_data}
+    variables = {"decommission_delete_data": delete_data}
     raise typer.Exit(run("down", inventory, variables=variables, extra=extra))
 
 

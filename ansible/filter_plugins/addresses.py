@@ -1,4 +1,4 @@
-"""Addresses and networks of hosts, as URLs, certificates and firewall rules write them."""
+"""Formats addresses and networks of hosts for URLs, certificates and firewall rules."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def bracketed(host: str) -> str:
-    """Return a host for a URL: IPv6 addresses stand in brackets there."""
+    """Return a host as it appears in a URL: IPv6 addresses are put in brackets."""
     return f"[{host}]" if _version(host) == 6 else host
 
 
@@ -29,14 +29,14 @@ def networks_of(networks: Iterable[str], version: int) -> list[str]:
 
 
 def own_networks(facts: Mapping[str, Any], address: str) -> list[str]:
-    """Return the network by which the cluster reaches a host, as CIDR.
+    """Return the networks through which the cluster reaches a host, as CIDR.
 
-    It is that of the interface with the host's address in the cluster. Where no interface has it (a
-    name, an address behind NAT), it is that of the default route, and without one (a host that has
-    no way out) those of all interfaces to the outside.
+    Usually one: that of the interface that has the host's address in the cluster. If none has it (a
+    name, an address behind NAT), the network of the default route; without a default route, those
+    of all interfaces except Docker's own.
 
     Args:
-        facts: What Ansible knows of the host.
+        facts: Ansible's facts of the host.
         address: The host's cluster_address.
     """
     found = {own: (interface, network) for interface, own, network in _networks(facts)}
@@ -44,15 +44,15 @@ def own_networks(facts: Mapping[str, Any], address: str) -> list[str]:
     for own in (address, default):
         if own in found:
             return [found[own][1]]
-    # Docker's own bridges lead nowhere else.
-    inside = ("docker", "br-", "veth")
-    return list(dict.fromkeys(net for name, net in found.values() if not name.startswith(inside)))
+    # Docker's bridges connect only the containers of this host.
+    docker = ("docker", "br-", "veth")
+    return list(dict.fromkeys(net for name, net in found.values() if not name.startswith(docker)))
 
 
 def source_address(destination: str) -> str:
-    """Return the address that this machine has for a destination; sends nothing.
+    """Return this machine's address for connections to a destination; sends nothing.
 
-    Without a route there it is the loopback address.
+    Without a route to the destination it is the loopback address.
     """
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
@@ -63,11 +63,11 @@ def source_address(destination: str) -> str:
 
 
 def _networks(facts: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Give interface, address and network of each address but the loopback interface's."""
+    """Yield interface, address and network of each address outside the loopback interface."""
     for name in facts.get("interfaces", ()):
         if name == "lo":
             continue
-        # Ansible's facts have underscores where names of interfaces have hyphens.
+        # Ansible's facts replace hyphens in the names of interfaces with underscores.
         interface = facts.get(name) or facts.get(name.replace("-", "_")) or {}
         first = [interface["ipv4"]] if interface.get("ipv4") else []
         for each in (*first, *interface.get("ipv4_secondaries", ())):
@@ -87,10 +87,10 @@ def _version(host: str) -> int | None:
 
 
 class FilterModule:
-    """What Ansible looks for."""
+    """The entry point that Ansible requires."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
-        """Return the filters by their names in templates."""
+        """Return the filters by the names that templates use."""
         return {
             "bracketed": bracketed,
             "subject_names": subject_names,

@@ -1,4 +1,4 @@
-"""Judges what the probes of hosts found. A check is data: host, name, ok, message, remedy."""
+"""Evaluates the probes of hosts. A check is data: host, name, ok, message, remedy."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 Check = dict[str, Any]
 GIB = 1024**3
 
-# Systems that the roles are written for: id -> versions.
+# Systems that the roles support: id -> versions.
 SYSTEMS = {"debian": {"12"}, "ubuntu": {"22.04", "24.04"}}
 MACHINES = {"x86_64", "amd64"}
 OLDEST_DOCKER = (20, 10)
-# The transfer of the probe to a slow host lies within its clock's offset.
+# The measured offset of a slow host's clock includes the time to transfer the probe.
 CLOCK_TRANSFER_SECONDS = 10.0
 
 
 def check(host: str, name: str, ok: bool, message: str, remedy: str = "") -> Check:
-    """Return a check's result; the remedy is kept only where something is wrong."""
+    """Return a check's result; a passed check has no remedy."""
     return {
         "host": host,
         "name": name,
@@ -39,16 +39,16 @@ def _numbers(version: str | None) -> tuple[int, ...]:
 
 
 def host_checks(probe: Mapping[str, Any], host: str, settings: Mapping[str, Any]) -> list[Check]:
-    """Judge a host before anything is installed on it.
+    """Evaluate a host before anything is installed on it.
 
     Args:
         probe: What host_probe returned.
         host: The host's name in the inventory.
-        settings: The settings of group_vars/all.yml that bear on it: image_disk_gb, data_disk_gb,
-            docker_data, data_path, coco_store, memory_gb, clock_offset_seconds, gpus,
-            nvidia_driver_minimum, nvidia_driver_package, ports (name -> number), may_become.
+        settings: host_requirements (group_vars/all/derived.yml), and nvidia_driver_package, ports
+            (setting -> number of each port that must be free) and may_become (whether the user may
+            become root).
     """
-    judges: Iterable[Callable[..., list[Check]]] = (
+    evaluate: Iterable[Callable[..., list[Check]]] = (
         _system,
         _privileges,
         _clock,
@@ -59,7 +59,7 @@ def host_checks(probe: Mapping[str, Any], host: str, settings: Mapping[str, Any]
         _docker,
         _peers,
     )
-    return [found for judge in judges for found in judge(probe, host, settings)]
+    return [found for each in evaluate for found in each(probe, host, settings)]
 
 
 def _system(probe: Mapping[str, Any], host: str, settings: Mapping[str, Any]) -> list[Check]:
@@ -79,14 +79,14 @@ def _system(probe: Mapping[str, Any], host: str, settings: Mapping[str, Any]) ->
             "systemd",
             system["systemd"],
             "runs" if system["systemd"] else "systemd does not run this host",
-            "boot the host with systemd: master and agents are its services",
+            "boot the host with systemd: master and agents run as its services",
         ),
         check(
             host,
             "architecture",
             probe["machine"] in MACHINES,
             probe["machine"],
-            "use an x86-64 host: Determined's images are for that",
+            "use an x86-64 host: Determined's images support no other architecture",
         ),
     ]
 
@@ -108,14 +108,14 @@ def _privileges(probe: Mapping[str, Any], host: str, settings: Mapping[str, Any]
 def _clock(probe: Mapping[str, Any], host: str, settings: Mapping[str, Any]) -> list[Check]:
     offset = probe["clock_offset"]
     limit = float(settings["clock_offset_seconds"])
-    # Ahead by the time that the probe took to get there, too.
+    # The probe's transfer time makes the host's clock appear to be ahead.
     ok = -limit <= offset <= limit + CLOCK_TRANSFER_SECONDS
     return [
         check(
             host,
             "clock",
             ok,
-            f"{offset:+.0f} s from this machine's",
+            f"{offset:+.0f} s from this machine's clock",
             "synchronise the clocks: apt install systemd-timesyncd; timedatectl set-ntp true",
         )
     ]
@@ -141,16 +141,16 @@ def _disks(probe: Mapping[str, Any], host: str, settings: Mapping[str, Any]) -> 
         ("disk for data", settings["coco_store"], settings["data_disk_gb"], "data_disk_gb"),
     ]
     checks = []
-    # What two folders of one disk need is added up.
+    # If two folders are on one disk, their requirements add up.
     taken: dict[int, float] = defaultdict(float)
     for name, path, gigabytes, setting in wanted:
         disk = probe["disks"][path]
         if name == "disk for images":
             needs = 1.0 if probe["provisioned"] else float(gigabytes)
         else:
-            # Brought by coco-sync, or in some other way.
-            there = probe["disks"][settings["data_path"]]["exists"]
-            needs = 0.0 if there else float(gigabytes)
+            # Copied there by coco-sync, or in some other way.
+            present = probe["disks"][settings["data_path"]]["exists"]
+            needs = 0.0 if present else float(gigabytes)
         free = disk["free"] / GIB - taken[disk["device"]]
         taken[disk["device"]] += needs
         checks.append(
@@ -159,7 +159,7 @@ def _disks(probe: Mapping[str, Any], host: str, settings: Mapping[str, Any]) -> 
                 name,
                 free >= needs,
                 f"{disk['free'] / GIB:.0f} GiB free for {path} (needs {needs:g} GiB)",
-                f"make room in {disk['at']}, mount a larger disk at {path}, or lower {setting}",
+                f"free space in {disk['at']}, mount a larger disk at {path}, or lower {setting}",
             )
         )
     return checks
@@ -172,41 +172,41 @@ def _gpus(probe: Mapping[str, Any], host: str, settings: Mapping[str, Any]) -> l
     on_bus, visible = gpus["on_bus"], gpus["visible"]
     if not on_bus and not visible:
         ok = use != "required"
-        return [check(host, "GPUs", ok, "none", "put a GPU in, or set gpus: auto")]
+        return [check(host, "GPUs", ok, "none", "install a GPU, or set gpus: auto")]
     minimum = int(settings["nvidia_driver_minimum"])
     driver = _numbers(gpus["driver"])
     new_enough = bool(driver) and driver[0] >= minimum
-    will_be_mended = bool(settings["nvidia_driver_package"])
+    will_be_installed = bool(settings["nvidia_driver_package"])
     install = f"install NVIDIA's driver {minimum} or newer and reboot"
-    name_it = "or let the playbook do it by setting nvidia_driver_package"
+    automatic = "or set nvidia_driver_package to let the playbook do it"
     return [
         check(
             host,
             "NVIDIA driver",
-            new_enough or will_be_mended,
+            new_enough or will_be_installed,
             gpus["driver"] or "no driver answers nvidia-smi",
-            f"{install}, {name_it}",
+            f"{install}, {automatic}",
         ),
         check(
             host,
             "GPUs",
-            visible >= on_bus or will_be_mended,
+            visible >= on_bus or will_be_installed,
             f"{visible} of {max(on_bus, visible)} visible: {', '.join(sorted(set(gpus['names'])))}",
-            "see `dmesg | grep NVRM` for why the driver leaves some out",
+            "run `dmesg | grep NVRM` to see why the driver does not use all of them",
         ),
     ]
 
 
 def _ports(probe: Mapping[str, Any], host: str, settings: Mapping[str, Any]) -> list[Check]:
-    # On a provisioned host they are held by what was installed there.
-    held = set() if probe["provisioned"] else set(probe["ports"])
+    # On a provisioned host the cluster's own services use them.
+    used = set() if probe["provisioned"] else set(probe["ports"])
     return [
         check(
             host,
             f"port {port}",
-            int(port) not in held,
-            "taken" if int(port) in held else "free",
-            f"stop what listens there (ss -ltnp 'sport = :{port}'), or set another {name}",
+            int(port) not in used,
+            "in use" if int(port) in used else "free",
+            f"stop the program that listens on it (ss -ltnp 'sport = :{port}'), or change {name}",
         )
         for name, port in settings["ports"].items()
     ]
@@ -217,16 +217,16 @@ def _docker(probe: Mapping[str, Any], host: str, settings: Mapping[str, Any]) ->
     docker = probe["docker"]
     if docker["kind"] is None:
         return [check(host, "Docker", True, "will be installed")]
-    of_this_kind = docker["kind"] == "docker" and _numbers(docker["version"])[:2] >= OLDEST_DOCKER
+    supported = docker["kind"] == "docker" and _numbers(docker["version"])[:2] >= OLDEST_DOCKER
     remedies = {
-        "snap": "remove it (snap remove docker): confined to its snap it cannot mount the data",
-        "podman": "remove podman-docker: Determined's agent needs a Docker engine",
+        "snap": "remove it (snap remove docker): a snap's confinement prevents mounting the data",
+        "podman": "remove podman-docker: Determined's agent needs Docker itself",
     }
     checks = [
         check(
             host,
             "Docker",
-            of_this_kind,
+            supported,
             f"{docker['kind']} {docker['version']}",
             remedies.get(docker["kind"], "upgrade it to 20.10 or newer, or remove it"),
         )
@@ -237,8 +237,8 @@ def _docker(probe: Mapping[str, Any], host: str, settings: Mapping[str, Any]) ->
                 host,
                 "daemon.json",
                 False,
-                f"/etc/docker/daemon.json cannot be read: {docker['daemon_json']}",
-                "mend it: settings are merged into it, and it is never overwritten",
+                f"/etc/docker/daemon.json is invalid: {docker['daemon_json']}",
+                "correct it: settings are merged into the file, which is never overwritten",
             )
         )
     return checks
@@ -250,9 +250,9 @@ def _peers(probe: Mapping[str, Any], host: str, settings: Mapping[str, Any]) -> 
     for peer in probe["unreachable"]:
         where = f"{peer['address']}:{peer['port']}"
         remedy = (
-            f"open the way from {host} to {where}, or set cluster_address of {peer['name']}"
+            f"allow connections from {host} to {where}, or set cluster_address of {peer['name']}"
             if peer["resolved"]
-            else f"let {peer['address']} resolve on {host} (DNS, /etc/hosts), or set the "
+            else f"make {peer['address']} resolve on {host} (DNS, /etc/hosts), or set the "
             f"cluster_address of {peer['name']} to an IP address"
         )
         message = f"cannot reach {peer['name']} at {where}: {peer['error']}"
@@ -261,8 +261,12 @@ def _peers(probe: Mapping[str, Any], host: str, settings: Mapping[str, Any]) -> 
 
 
 def unreached(reasons: Mapping[str, str]) -> list[Check]:
-    """Turn hosts that could not be looked at into failed checks."""
-    remedy = "see that `ssh` to it works from here without a question, and that it has python3"
+    """Turn hosts that could not be probed into failed checks.
+
+    Args:
+        reasons: Host -> why it could not be probed; may be empty.
+    """
+    remedy = "check that `ssh` to it works from here without a prompt, and that it has python3"
     return [
         check(host, "SSH", False, (reason or "no answer").strip().splitlines()[0], remedy)
         for host, reason in reasons.items()
@@ -270,13 +274,14 @@ def unreached(reasons: Mapping[str, str]) -> list[Check]:
 
 
 def cluster_checks(probes: Mapping[str, Mapping[str, Any]], different: bool) -> list[Check]:
-    """Judge what no single host can show: whether the agents have equally many GPUs."""
+    """Evaluate what no single host can show: whether all agents have the same number of GPUs."""
     counts = {host: probe["gpus"]["visible"] for host, probe in probes.items()}
     if len(set(counts.values())) <= 1 or different:
         return []
     listed = ", ".join(f"{host} {count}" for host, count in counts.items())
     remedy = (
-        "a trial on several hosts takes equally many slots of each: take the odd hosts out, "
+        "a trial on several hosts uses the same number of slots on each: remove the hosts that "
+        "differ, "
         "or set different_gpu_counts: true"
     )
     return [check("all", "equal GPU counts", False, f"GPUs: {listed}", remedy)]
@@ -286,38 +291,43 @@ STORAGES = ("mount", "nfs", "s3")
 
 
 def storage_checks(settings: Mapping[str, Any]) -> list[Check]:
-    """Judge what the inventory says of the storage of checkpoints.
+    """Evaluate the settings of the checkpoint storage.
 
     Args:
         settings: storage (checkpoint_storage), path (checkpoint_path), s3 (checkpoint_s3) and keys:
-            file of a key -> whether it is there.
+            file of a key -> whether it exists.
     """
     storage, path, s3 = settings["storage"], str(settings["path"]), settings["s3"]
     problems = []
     if storage not in STORAGES:
         problems.append(
-            (f"{storage!r} is no kind of it", f"checkpoint_storage: one of {', '.join(STORAGES)}")
+            (
+                f"{storage!r} is not a kind of storage",
+                f"set checkpoint_storage to one of {', '.join(STORAGES)}",
+            )
         )
     elif storage != "s3" and not path.startswith("/"):
-        problems.append((f"{path!r} is no absolute path", "set checkpoint_path to one"))
+        problems.append(
+            (f"{path!r} is not an absolute path", "set checkpoint_path to an absolute path")
+        )
     elif storage == "s3":
         url = s3.get("endpoint_url") or ""
         if not s3.get("bucket"):
-            problems.append(("no bucket is named", "set checkpoint_s3: {bucket: ..., ...}"))
+            problems.append(("no bucket is configured", "set checkpoint_s3: {bucket: ..., ...}"))
         if url and not url.startswith(("http://", "https://")):
             problems.append(
-                (f"endpoint_url {url!r} is no URL", "begin it with https:// or http://")
+                (f"endpoint_url {url!r} is not a URL", "begin it with https:// or http://")
             )
-        missing = [file for file, there in settings["keys"].items() if not there]
+        missing = [file for file, exists in settings["keys"].items() if not exists]
         if len(missing) == 1:
             problems.append(
                 (
                     "one of the two keys is missing",
-                    f"write it into {missing[0]}, or remove the other one",
+                    f"write it to {missing[0]}, or remove the other one",
                 )
             )
     if not problems:
-        return [check("all", "checkpoint storage", True, f"{storage} is well described")]
+        return [check("all", "checkpoint storage", True, f"{storage}: settings are complete")]
     return [
         check("all", "checkpoint storage", False, message, remedy) for message, remedy in problems
     ]
@@ -329,7 +339,7 @@ def failed(checks: Iterable[Check]) -> list[Check]:
 
 
 def check_lines(checks: Iterable[Check]) -> list[str]:
-    """Return one line a check for people, with the remedy beneath a failed one."""
+    """Return a line for each check, and its remedy below if it failed."""
     lines = []
     for found in checks:
         mark = "ok  " if found["ok"] else "FAIL"
@@ -340,10 +350,10 @@ def check_lines(checks: Iterable[Check]) -> list[str]:
 
 
 class FilterModule:
-    """What Ansible looks for."""
+    """The entry point that Ansible requires."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
-        """Return the filters by their names in templates."""
+        """Return the filters by the names that templates use."""
         return {
             "host_checks": host_checks,
             "unreached": unreached,

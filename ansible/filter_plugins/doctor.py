@@ -1,4 +1,4 @@
-"""Judges a running cluster: every check with its message and, where it failed, a remedy."""
+"""Evaluates a running cluster: every check with its message and, if it failed, a remedy."""
 
 from __future__ import annotations
 
@@ -6,158 +6,168 @@ import importlib.util
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-# Ansible loads each file of filters by itself, so that a plain import does not find its neighbour.
-_spec = importlib.util.spec_from_file_location(
-    "efficientdet_checks", Path(__file__).with_name("checks.py")
-)
-assert _spec is not None
-assert _spec.loader is not None
-checks = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(checks)
+
+def _load(name: str) -> ModuleType:
+    # Ansible loads each plugin on its own: a plain import does not find the file next to it.
+    file = Path(__file__).with_name(f"{name}.py")
+    spec = importlib.util.spec_from_file_location(f"efficientdet_{name}", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+checks, services = _load("checks"), _load("services")
 
 Check = dict[str, Any]
 
-MASTER_UNITS = ("determined-postgres.service", "determined-master.service")
-JUDGED_BYTES = 100_000_000
-SEE_LOG = "see why: journalctl --unit {unit} on {host}; then systemctl restart {unit}"
+# Role of a host in a status -> its inventory group.
+GROUPS = {"master": "master", "agent": "agents"}
+# Reading less than this says nothing about a disk.
+MINIMUM_BYTES = 100_000_000
+SEE_LOG = "find the cause with journalctl --unit {unit} on {host}, then systemctl restart {unit}"
 
 
 def doctor_checks(
     hosts: Mapping[str, Mapping[str, Any]],
     status: Mapping[str, Any],
-    trials: Mapping[str, Mapping[str, Any]],
+    measurements: Mapping[str, Mapping[str, Any]],
     settings: Mapping[str, Any],
 ) -> list[Check]:
-    """Judge everything that was looked at and tried.
+    """Evaluate everything that was collected and measured.
 
     Args:
-        hosts: Host -> what the role state found there.
-        status: What cluster_status made of it.
-        trials: Host -> the results of what the role doctor tried: tls, certificate, read, storage,
-            all_reduce.
-        settings: doctor_settings of the role.
+        hosts: gather_state_hosts of the role gather_state.
+        status: The same hosts as cluster_status presents them.
+        measurements: doctor_measurements of the role doctor: host -> tls, certificate, read,
+            storage, all_reduce.
+        settings: doctor_settings of the role doctor.
     """
-    found = [*_master(status)]
-    reached = {host: seen for host, seen in hosts.items() if seen["probe"]}
-    gone = {host: seen["error"] for host, seen in hosts.items() if not seen["probe"]}
-    found += checks.unreached(gone)
+    found = [*_master(status, settings)]
+    reached = {host: state for host, state in hosts.items() if state["probe"]}
+    unreached = {host: state["error"] for host, state in hosts.items() if not state["probe"]}
+    found += checks.unreached(unreached)
     rows = {row["host"]: row for row in status["hosts"]}
-    for host, seen in reached.items():
-        found += checks.host_checks(seen["probe"], host, settings["host"])
+    for host, state in reached.items():
+        measured = measurements[host]
+        found += checks.host_checks(state["probe"], host, settings["host"])
         found += _units(host, rows[host], settings)
-        found += _tls(host, trials[host])
-        found += _database(host, seen)
-        found += _image(host, rows[host], seen, settings)
-        if seen["agent"]:
-            found += _agent(host, rows[host], status)
-            found += _read_rate(host, trials[host]["read"], settings)
-            found += _storage(host, trials[host]["storage"], settings)
-            found += _all_reduce(host, trials[host]["all_reduce"])
+        found += _tls(host, measured)
+        found += _database(host, state)
+        found += _image(host, rows[host], state, settings)
+        if state["agent"]:
+            found += _agent(host, rows[host], status, settings)
+            found += _read_rate(host, measured["read"], settings)
+            found += _storage(host, measured["storage"], settings)
+            found += _all_reduce(host, measured["all_reduce"])
     found += _data(rows, reached, settings)
     return found
 
 
-def _master(status: Mapping[str, Any]) -> list[Check]:
+def _master(status: Mapping[str, Any], settings: Mapping[str, Any]) -> list[Check]:
+    units = {name: service.get("unit") for name, service in settings["services"].items()}
+    remedy = f"run make cluster-status, and journalctl --unit {units['master']} on its host"
     master = status["master"]
     answer = f"{master['url']} answers, version {master['version']}"
     silent = f"{master['url']}: {master['error']}"
-    remedy = "see make cluster-status, and journalctl --unit determined-master on its host"
-    made = [
+    found = [
         checks.check(
             "master", "API", master["answers"], answer if master["answers"] else silent, remedy
         )
     ]
     if status["unknown_agents"]:
         names = ", ".join(status["unknown_agents"])
-        remedy = "add them to the inventory, or stop them: systemctl disable --now determined-agent"
-        made.append(checks.check("master", "agents", False, f"not in inventory: {names}", remedy))
-    return made
+        stop = f"systemctl disable --now {units['agent']}"
+        remedy = f"add them to the inventory, or stop them: {stop}"
+        found.append(
+            checks.check("master", "agents", False, f"not in the inventory: {names}", remedy)
+        )
+    return found
 
 
 def _units(host: str, row: Mapping[str, Any], settings: Mapping[str, Any]) -> list[Check]:
-    wanted = [*MASTER_UNITS] if "master" in row["roles"] else []
-    if "master" in row["roles"] and not settings["local"]:
-        wanted.append("determined-registry.service")
-    if "agent" in row["roles"]:
-        wanted.append("determined-agent.service")
-    if settings["firewall"]:
-        wanted.append("determined-firewall.service")
-    states = {unit: row["units"].get(unit, "missing") for unit in wanted}
+    groups = [GROUPS[role] for role in row["roles"]]
+    expected = services.expected_units(settings["services"], groups)
+    states = {unit: row["units"].get(unit, "missing") for unit in expected}
     return [
         checks.check(
             host,
             unit.removesuffix(".service"),
             state == "active",
             state,
-            "make cluster-up" if state == "missing" else SEE_LOG.format(unit=unit, host=host),
+            "run make cluster-up" if state == "missing" else SEE_LOG.format(unit=unit, host=host),
         )
         for unit, state in states.items()
     ]
 
 
-def _tls(host: str, trial: Mapping[str, Any]) -> list[Check]:
-    answer, certificate = trial["tls"], trial["certificate"]
+def _tls(host: str, measured: Mapping[str, Any]) -> list[Check]:
+    answer, certificate = measured["tls"], measured["certificate"]
     trusted = answer.get("status") == 200
-    lasting = bool((certificate.get("valid_at") or {}).get("soon"))
+    stays_valid = bool((certificate.get("valid_at") or {}).get("soon"))
     return [
         checks.check(
             host,
             "TLS to the master",
             trusted,
             "trusted" if trusted else str(answer.get("msg", "no answer")),
-            "run make cluster-up: it renews certificates; see client_networks if it is refused",
+            "run make cluster-up, which renews certificates; if refused, check client_networks",
         ),
         checks.check(
             host,
             "certificate",
-            lasting,
+            stays_valid,
             f"valid until {certificate.get('not_after', 'unknown')}",
-            "run make cluster-up: it renews certificates that end soon",
+            "run make cluster-up, which renews certificates that expire soon",
         ),
     ]
 
 
-def _database(host: str, seen: Mapping[str, Any]) -> list[Check]:
-    if seen["master"]:
+def _database(host: str, state: Mapping[str, Any]) -> list[Check]:
+    if state["master"]:
         return []
-    exposed = seen["probe"]["exposed"]
+    exposed = state["probe"]["exposed"]
     return [
         checks.check(
             host,
             "database closed",
             not exposed,
             f"{host} reaches PostgreSQL" if exposed else "not reachable from here",
-            "run make cluster-up: PostgreSQL is bound to its host's loopback interface",
+            "run make cluster-up, which binds PostgreSQL to its host's loopback interface",
         )
     ]
 
 
 def _image(
-    host: str, row: Mapping[str, Any], seen: Mapping[str, Any], settings: Mapping[str, Any]
+    host: str, row: Mapping[str, Any], state: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> list[Check]:
     wanted = settings["cluster_image"]
-    images = seen["images"]
+    images = state["images"]
     same = bool(images) and wanted in ("", images[0]["Id"])
     message = row["image"] or "missing"
     if images and not same:
-        message = f"{message} is not this machine's"
+        message = f"{message} differs from this machine's"
     return [checks.check(host, "task image", same, message, "run make cluster-upgrade")]
 
 
-def _agent(host: str, row: Mapping[str, Any], status: Mapping[str, Any]) -> list[Check]:
-    made = [
+def _agent(
+    host: str, row: Mapping[str, Any], status: Mapping[str, Any], settings: Mapping[str, Any]
+) -> list[Check]:
+    found = [
         checks.check(
             host,
             "agent",
             row["connected"] and row["slots"] > 0,
             f"{row['slots']} slot(s)" if row["connected"] else "unknown to the master",
-            SEE_LOG.format(unit="determined-agent", host=host),
+            SEE_LOG.format(unit=settings["services"]["agent"]["unit"], host=host),
         )
     ]
     if row["connected"]:
-        made.append(
+        found.append(
             checks.check(
                 host,
                 "enabled",
@@ -167,7 +177,7 @@ def _agent(host: str, row: Mapping[str, Any], status: Mapping[str, Any]) -> list
             )
         )
         version = status["master"]["version"]
-        made.append(
+        found.append(
             checks.check(
                 host,
                 "agent's version",
@@ -176,57 +186,59 @@ def _agent(host: str, row: Mapping[str, Any], status: Mapping[str, Any]) -> list
                 "run make cluster-upgrade",
             )
         )
-    return made
+    return found
 
 
 def _read_rate(host: str, read: Mapping[str, Any], settings: Mapping[str, Any]) -> list[Check]:
     if not read.get("bytes"):
-        return []  # That the data set is missing is said once, by its version.
+        return []  # The check of the version reports a missing data set.
     rate = read["bytes"] / max(read["seconds"], 1e-9) / 1e6
-    # A data set of a few megabytes says nothing of a disk, and needs nothing of it.
-    wanted = float(settings["read_mb_per_s"]) if read["bytes"] >= JUDGED_BYTES else 0.0
+    minimum = float(settings["read_mb_per_s"]) if read["bytes"] >= MINIMUM_BYTES else 0.0
     return [
         checks.check(
             host,
             "reading the data set",
-            rate >= wanted,
-            f"{rate:.0f} MB/s uncached, of {read['bytes'] / 1e6:.0f} MB",
-            f"put {settings['data_path']} on a faster disk ({wanted:.0f} MB/s or more)",
+            rate >= minimum,
+            f"{rate:.0f} MB/s uncached, over {read['bytes'] / 1e6:.0f} MB",
+            f"put {settings['data_path']} on a faster disk ({minimum:.0f} MB/s or more)",
         )
     ]
 
 
 def _storage(host: str, storage: Mapping[str, Any], settings: Mapping[str, Any]) -> list[Check]:
     shared = storage.get("rc") == 0
-    place = settings["storage_place"]
-    reason = str(storage.get("reason") or "not tried")
+    location = settings["storage_location"]
+    reason = str(storage.get("reason") or "not tested")
     return [
         checks.check(
             host,
             "checkpoint storage",
             shared,
-            f"{place} is shared and writable" if shared else f"{place}: {reason}",
+            f"{location} is shared and writable" if shared else f"{location}: {reason}",
             settings["storage_remedy"],
         )
     ]
 
 
-def _all_reduce(host: str, ended: Mapping[str, Any]) -> list[Check]:
-    if not ended or ended.get("skipped"):
+def _all_reduce(host: str, job: Mapping[str, Any]) -> list[Check]:
+    if not job or job.get("skipped"):
         return []
     try:
-        result = json.loads(str(ended.get("stdout", "")).strip().splitlines()[-1])
+        result = json.loads(str(job.get("stdout", "")).strip().splitlines()[-1])
     except (ValueError, IndexError):
-        lines = str(ended.get("stderr") or ended.get("msg") or "").strip().splitlines()
-        result = {"right": False, "error": lines[-1] if lines else "no result"}
-    right = result["right"]
+        lines = str(job.get("stderr") or job.get("msg") or "").strip().splitlines()
+        result = {"correct": False, "error": lines[-1] if lines else "no result"}
+    correct = result["correct"]
     message = (
         f"{result['gigabytes_per_second']} GB/s over {result['ranks']} hosts ({result['backend']})"
-        if right
-        else str(result.get("error", "the sum is wrong"))
+        if correct
+        else str(result.get("error", "the result of the sum is wrong"))
     )
-    remedy = "open trial_ports and all ports above 1023 among the hosts; see trial_interface"
-    return [checks.check(host, "all-reduce", right, message, remedy)]
+    remedy = (
+        "open trial_ports and all ports above 1023 between the hosts, or set trial_interface to "
+        "the network interface that connects them"
+    )
+    return [checks.check(host, "all-reduce", correct, message, remedy)]
 
 
 def _data(
@@ -235,21 +247,21 @@ def _data(
     settings: Mapping[str, Any],
 ) -> list[Check]:
     versions = {host: rows[host]["data"]["version"] for host in reached if reached[host]["agent"]}
-    newest = max(filter(None, versions.values()), key=list(versions.values()).count, default=None)
-    made = []
+    usual = max(filter(None, versions.values()), key=list(versions.values()).count, default=None)
+    found = []
     for host, version in versions.items():
         short = f"version {str(version)[:12]}" if version else "missing"
         message = f"{settings['data_path']}: {short}"
-        if version and version != newest:
-            message += f", most hosts have {str(newest)[:12]}"
-        ok = version is not None and version == newest
-        made.append(checks.check(host, "data set", ok, message, "run make coco-sync"))
-    return made
+        if version and version != usual:
+            message += f", most hosts have {str(usual)[:12]}"
+        ok = version is not None and version == usual
+        found.append(checks.check(host, "data set", ok, message, "run make coco-sync"))
+    return found
 
 
 class FilterModule:
-    """What Ansible looks for."""
+    """The entry point that Ansible requires."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
-        """Return the filters by their names in templates."""
+        """Return the filters by the names that templates use."""
         return {"doctor_checks": doctor_checks}

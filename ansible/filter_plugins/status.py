@@ -1,22 +1,22 @@
-"""What a cluster looks like, from what its hosts and its master say."""
+"""Combines the state of the hosts and of the master into the cluster's status."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-# Of Determined: the states of an experiment that is not over.
+# Determined's states of an experiment that has not ended.
 ACTIVE = {"ACTIVE", "PAUSED", "QUEUED", "PULLING", "STARTING", "RUNNING", "STOPPING_COMPLETED"}
 
 
 def cluster_status(
     hosts: Mapping[str, Mapping[str, Any]], api: Mapping[str, Any], name: str, image: str
 ) -> dict[str, Any]:
-    """Return the cluster's status as `make cluster-status JSON=1` prints it.
+    """Return the cluster's status, as `make cluster-status JSON=1` prints it.
 
     Args:
         hosts: Host -> address, master, agent (whether it is in that group), probe, error, images.
-        api: What the master answered: url, error, master, agents, experiments.
+        api: The master's answers: url, error, master, agents, experiments.
         name: The cluster's name.
         image: The task image's name.
     """
@@ -30,29 +30,29 @@ def cluster_status(
             "version": api["master"].get("version"),
         },
         "task_image": image,
-        "hosts": [_host(host, found, agents.get(host)) for host, found in hosts.items()],
-        # Agents that the inventory does not name.
+        "hosts": [_host(host, state, agents.get(host)) for host, state in hosts.items()],
+        # Agents that are not in the inventory.
         "unknown_agents": sorted(set(agents) - set(hosts)),
         "experiments": [_experiment(experiment) for experiment in api["experiments"]],
     }
 
 
-def _host(host: str, found: Mapping[str, Any], agent: Mapping[str, Any] | None) -> dict[str, Any]:
-    probe = found["probe"]
-    status: dict[str, Any] = {
+def _host(host: str, state: Mapping[str, Any], agent: Mapping[str, Any] | None) -> dict[str, Any]:
+    probe = state["probe"]
+    row: dict[str, Any] = {
         "host": host,
-        "address": found["address"],
-        "roles": [role for role in ("master", "agent") if found[role]],
+        "address": state["address"],
+        "roles": [role for role in ("master", "agent") if state[role]],
         "reachable": probe is not None,
         "units": probe["units"] if probe else {},
         "gpus": probe["gpus"]["visible"] if probe else 0,
         "driver": probe["gpus"]["driver"] if probe else None,
         "data": probe["data"] if probe else {"name": None, "version": None},
-        "image": image_digest(found["images"]),
+        "image": image_digest(state["images"]),
     }
     slots = list((agent or {}).get("slots", {}).values())
     containers = [slot["container"] for slot in slots if slot.get("container")]
-    return status | {
+    return row | {
         "connected": agent is not None,
         "enabled": bool(agent and agent.get("enabled")),
         "draining": bool(agent and agent.get("draining")),
@@ -63,7 +63,7 @@ def _host(host: str, found: Mapping[str, Any], agent: Mapping[str, Any] | None) 
 
 
 def image_digest(images: list[Mapping[str, Any]]) -> str | None:
-    """Return the digest that a registry knows an image by, or else its id on the host."""
+    """Return an image's digest in a registry, or its id on the host if it came from none."""
     if not images:
         return None
     digests = [name.split("@")[1] for name in images[0].get("RepoDigests") or () if "@" in name]
@@ -83,8 +83,8 @@ def _experiment(experiment: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class FilterModule:
-    """What Ansible looks for."""
+    """The entry point that Ansible requires."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
-        """Return the filters by their names in templates."""
+        """Return the filters by the names that templates use."""
         return {"cluster_status": cluster_status}

@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Looks at a host and changes nothing: what the preflight and the doctor judge by."""
+"""Probes a host without changing it; preflight and doctor evaluate the result."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from ansible.module_utils.basic import AnsibleModule
 
 DOCUMENTATION = """
 module: host_probe
-short_description: Look at a host without changing it
+short_description: Probe a host without changing it
 description:
-  - Returns what the checks of a host need as plain data. Needs no privileges and no package.
+  - Returns what the checks of a host need, as plain data. Needs no privileges and no packages.
 options:
   paths:
-    description: Paths to find free space for; of a missing one the nearest parent is looked at.
+    description: Paths whose free space is wanted; for a missing path, that of its nearest parent.
     type: list
     elements: str
     default: []
   peers:
-    description: TCP ports that this host should reach, as name, address and port.
+    description: TCP ports that this host must be able to reach, as name, address and port.
     type: list
     elements: dict
     default: []
   data:
-    description: A data set's folder, whose version is wanted.
+    description: The folder of a data set whose version is wanted.
     type: str
   closed:
-    description: TCP ports that this host should not reach, as name, address and port.
+    description: TCP ports that this host must not be able to reach, as name, address and port.
     type: list
     elements: dict
     default: []
@@ -53,7 +53,7 @@ CONNECT_SECONDS = 3
 
 
 def _output(*command: str) -> str | None:
-    """Return a command's output, or None if it is missing or fails."""
+    """Return a command's output, or None if the command is missing or fails."""
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
@@ -64,7 +64,7 @@ def _output(*command: str) -> str | None:
 
 
 def _read(path: str | Path) -> str:
-    """Return a file's text, or nothing if it cannot be read."""
+    """Return a file's text, or an empty string if it cannot be read."""
     try:
         return Path(path).read_text(encoding="utf-8")
     except OSError:
@@ -72,7 +72,7 @@ def _read(path: str | Path) -> str:
 
 
 def system() -> dict[str, Any]:
-    """Return the distribution's id and version from os-release."""
+    """Return the distribution's id, version and name, and whether systemd runs the host."""
     lines = _read("/etc/os-release").splitlines()
     pairs = dict(line.split("=", 1) for line in lines if "=" in line)
     values = {key: value.strip("\"'") for key, value in pairs.items()}
@@ -85,7 +85,7 @@ def system() -> dict[str, Any]:
 
 
 def memory_bytes() -> int:
-    """Return the host's memory."""
+    """Return the size of the host's memory."""
     for line in _read("/proc/meminfo").splitlines():
         if line.startswith("MemTotal:"):
             return int(line.split()[1]) * 1024
@@ -93,19 +93,19 @@ def memory_bytes() -> int:
 
 
 def disk(path: str) -> dict[str, Any]:
-    """Return the device and its free bytes where `path` is, or would be made."""
+    """Return the device and its free bytes where `path` is, or would be created."""
     wanted = Path(path)
-    place = next(folder for folder in (wanted, *wanted.parents) if folder.exists())
+    existing = next(folder for folder in (wanted, *wanted.parents) if folder.exists())
     return {
-        "exists": place == wanted,
-        "at": str(place),
-        "device": place.stat().st_dev,
-        "free": shutil.disk_usage(place).free,
+        "exists": existing == wanted,
+        "at": str(existing),
+        "device": existing.stat().st_dev,
+        "free": shutil.disk_usage(existing).free,
     }
 
 
 def gpus() -> dict[str, Any]:
-    """Return how many NVIDIA GPUs the bus has and how many the driver sees."""
+    """Return how many NVIDIA GPUs are on the PCI bus, and those that the driver sees."""
     on_bus = 0
     for device in Path("/sys/bus/pci/devices").glob("*"):
         display = _read(device / "class").startswith("0x03")
@@ -133,7 +133,7 @@ def listening_ports() -> list[int]:
 
 
 def docker() -> dict[str, str | None]:
-    """Return what Docker there is, and whether its daemon.json can be read as such."""
+    """Return the kind and version of the installed Docker, and what is wrong with daemon.json."""
     found = shutil.which("docker", path="/usr/bin:/usr/local/bin:/bin:/snap/bin")
     if found is None:
         return {"kind": None, "version": None, "daemon_json": None}
@@ -149,14 +149,14 @@ def docker() -> dict[str, str | None]:
     problem = None
     try:
         if not isinstance(json.loads(text or "{}"), dict):
-            problem = "it holds no JSON object"
+            problem = "it does not contain a JSON object"
     except ValueError as error:
         problem = str(error)
     return {"kind": kind, "version": number, "daemon_json": problem}
 
 
 def reach(peer: dict[str, Any]) -> dict[str, Any] | None:
-    """Try to open a connection; return the peer with the error, or None where it works."""
+    """Try to open a connection; return None on success, or the peer with the error."""
     try:
         with socket.create_connection((peer["address"], int(peer["port"])), CONNECT_SECONDS):
             return None
@@ -165,7 +165,7 @@ def reach(peer: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def data_set(folder: str | None) -> dict[str, str | None]:
-    """Return name and version of a data set, from its manifest."""
+    """Return the name and version of a data set, from its manifest."""
     text = _read(Path(folder) / "manifest.json") if folder else ""
     try:
         manifest = json.loads(text or "{}")

@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Reads files of a folder past the page cache, and tells how fast that went."""
+"""Measures how fast the files of a folder are read, bypassing the page cache."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ DOCUMENTATION = """
 module: read_rate
 short_description: Measure how fast a folder's files are read
 description:
-  - Reads until so many bytes or seconds are spent, having asked the kernel to forget them first.
+  - Drops each file from the page cache, then reads it, up to a number of bytes or seconds.
 options:
   path:
     description: The folder.
     type: path
     required: true
   megabytes:
-    description: How much to read at most.
+    description: The maximum to read.
     type: int
     default: 512
   seconds:
-    description: How long to read at most.
+    description: The maximum duration.
     type: int
     default: 5
 author: The project's authors

@@ -1,4 +1,4 @@
-"""The playbooks' Python, which Ansible finds by path and not by import."""
+"""Fixtures for the plugins, which Ansible loads by their path."""
 
 import importlib.util
 import sys
@@ -11,7 +11,7 @@ ANSIBLE = Path(__file__).resolve().parents[2] / "ansible"
 
 
 def load(path: str) -> ModuleType:
-    """Import a file below ansible/ as Ansible does."""
+    """Import a file in ansible/ by its path, as Ansible does."""
     name = "ansible_under_test_" + Path(path).stem
     spec = importlib.util.spec_from_file_location(name, ANSIBLE / path)
     assert spec is not None
@@ -40,6 +40,11 @@ def status() -> ModuleType:
 @pytest.fixture(scope="session")
 def addresses() -> ModuleType:
     return load("filter_plugins/addresses.py")
+
+
+@pytest.fixture(scope="session")
+def services() -> ModuleType:
+    return load("filter_plugins/services.py")
 
 
 @pytest.fixture(scope="session")

@@ -54,22 +54,22 @@ FACTS: dict[str, Any] = {
     ("address", "network"),
     [
         ("192.168.1.7", "192.168.1.0/24"),
-        # Not that of the default route.
+        # The network of the address, not of the default route.
         ("10.9.0.7", "10.9.0.0/22"),
         ("172.20.0.9", "172.20.0.0/16"),
-        # A bridge that a host's own card is in.
+        # A bridge that includes a network card of the host.
         ("10.20.0.7", "10.20.0.0/24"),
         ("fd00::7", "fd00::/64"),
-        # A name, an address that others see.
+        # A name; an address behind NAT.
         ("node1", "192.168.1.0/24"),
         ("203.0.113.5", "192.168.1.0/24"),
     ],
 )
-def test_the_network_of_a_host(addresses: ModuleType, address: str, network: str) -> None:
+def test_the_network_of_an_address(addresses: ModuleType, address: str, network: str) -> None:
     assert addresses.own_networks(FACTS, address) == [network]
 
 
-def test_a_host_without_a_way_out(addresses: ModuleType) -> None:
+def test_networks_of_a_host_without_a_default_route(addresses: ModuleType) -> None:
     facts = {**FACTS, "default_ipv4": {}}
     assert addresses.own_networks(facts, "10.9.0.7") == ["10.9.0.0/22"]
     outside = ["192.168.1.0/24", "172.20.0.0/16", "fd00::/64", "10.9.0.0/22"]
@@ -78,13 +78,13 @@ def test_a_host_without_a_way_out(addresses: ModuleType) -> None:
 
 def test_this_machines_own_address(addresses: ModuleType) -> None:
     assert addresses.source_address("127.0.0.2").startswith("127.")
-    # A network that nobody routes to, and an address that is none.
+    # An address without a route.
     assert addresses.source_address("255.255.255.255") == "127.0.0.1"
     own = addresses.source_address("192.0.2.1")
     assert str(ipaddress.IPv4Address(own)) == own
 
 
 def test_the_single_machine_needs_no_facts_for_its_address() -> None:
-    """Most playbooks gather none."""
+    """Most playbooks gather no facts."""
     variables = yaml.safe_load((ROOT / "ansible/inventories/single.yml").read_text())["all"]["vars"]
     assert "ansible_facts" not in str(variables)

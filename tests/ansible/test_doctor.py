@@ -1,4 +1,4 @@
-"""The doctor and the status, on a sound cluster and on one with a fault."""
+"""Doctor and status, on a healthy cluster and on clusters with one problem each."""
 
 import copy
 import json
@@ -6,32 +6,36 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import yaml
 
-from tests.ansible.test_preflight import SETTINGS, SOUND
+from tests.ansible.conftest import ANSIBLE
+from tests.ansible.test_preflight import SETTINGS, VALID_PROBE
 
 IMAGE = {"Id": "sha256:image", "RepoDigests": ["10.0.0.1:5443/trial@sha256:manifest"]}
 UNITS = {
     f"determined-{name}.service": "active"
     for name in ("agent", "master", "postgres", "registry", "firewall")
 }
+SERVICES = yaml.safe_load((ANSIBLE / "group_vars/all/services.yml").read_text())["cluster_services"]
+# The templates of these are true in the cluster of this file.
+SERVICES["registry"]["enabled"] = SERVICES["firewall"]["enabled"] = True
 DOCTOR_SETTINGS = {
     "cluster_image": "sha256:image",
     "read_mb_per_s": 50,
-    "storage_place": "/mnt/shared",
+    "storage_location": "/mnt/shared",
     "storage_remedy": "mount the same storage there",
     "data_path": "/data/coco",
-    "firewall": True,
-    "local": False,
+    "services": SERVICES,
     "host": {**SETTINGS, "ports": {}},
 }
 
 
 class Cluster:
-    """A sound cluster of two hosts, to be broken."""
+    """A healthy cluster of two hosts, for tests to break."""
 
     def __init__(self) -> None:
         probe = {
-            **copy.deepcopy(SOUND),
+            **copy.deepcopy(VALID_PROBE),
             "provisioned": True,
             "units": UNITS,
             "exposed": [],
@@ -62,8 +66,8 @@ class Cluster:
                 {"id": 6, "name": "old", "state": "STATE_COMPLETED", "progress": 1, "numTrials": 1},
             ],
         }
-        result = {"backend": "gloo", "ranks": 2, "right": True, "gigabytes_per_second": 1.2}
-        self.trials: dict[str, dict[str, Any]] = {
+        result = {"backend": "gloo", "ranks": 2, "correct": True, "gigabytes_per_second": 1.2}
+        self.measurements: dict[str, dict[str, Any]] = {
             name: {
                 "tls": {"status": 200},
                 "certificate": {"valid_at": {"soon": True}, "not_after": "20290101000000Z"},
@@ -82,8 +86,8 @@ def cluster() -> Cluster:
 
 def _checks(cluster: Cluster, doctor: ModuleType, status: ModuleType) -> list[dict[str, Any]]:
     found = status.cluster_status(cluster.hosts, cluster.api, "main", "trial:1")
-    judged = doctor.doctor_checks(cluster.hosts, found, cluster.trials, DOCTOR_SETTINGS)
-    return list(judged)
+    checks = doctor.doctor_checks(cluster.hosts, found, cluster.measurements, DOCTOR_SETTINGS)
+    return list(checks)
 
 
 def _failed(cluster: Cluster, doctor: ModuleType, status: ModuleType) -> list[tuple[str, str]]:
@@ -92,21 +96,25 @@ def _failed(cluster: Cluster, doctor: ModuleType, status: ModuleType) -> list[tu
     return [(check["host"], check["name"]) for check in found if not check["ok"]]
 
 
-def test_a_sound_cluster_is_green(cluster: Cluster, doctor: ModuleType, status: ModuleType) -> None:
+def test_a_healthy_cluster_passes(cluster: Cluster, doctor: ModuleType, status: ModuleType) -> None:
     found = _checks(cluster, doctor, status)
     assert [check for check in found if not check["ok"]] == []
     messages = {check["message"] for check in found}
     assert "1.2 GB/s over 2 hosts (gloo)" in messages
-    assert "500 MB/s uncached, of 1000 MB" in messages
+    assert "500 MB/s uncached, over 1000 MB" in messages
 
 
-def test_a_dead_host_is_named(cluster: Cluster, doctor: ModuleType, status: ModuleType) -> None:
+def test_an_unreachable_host_is_reported(
+    cluster: Cluster, doctor: ModuleType, status: ModuleType
+) -> None:
     cluster.hosts["node2"] |= {"probe": None, "error": "No route to host"}
     cluster.api["agents"].pop()
     assert _failed(cluster, doctor, status) == [("node2", "SSH")]
 
 
-def test_a_silent_master_is_named(cluster: Cluster, doctor: ModuleType, status: ModuleType) -> None:
+def test_a_master_that_does_not_answer_is_reported(
+    cluster: Cluster, doctor: ModuleType, status: ModuleType
+) -> None:
     cluster.api |= {"error": "Connection refused", "master": {}, "agents": []}
     failed = _failed(cluster, doctor, status)
     assert failed == [("master", "API"), ("node1", "agent"), ("node2", "agent")]
@@ -119,9 +127,12 @@ def test_a_silent_master_is_named(cluster: Cluster, doctor: ModuleType, status: 
             lambda c: c.hosts["node2"]["probe"]["units"].pop("determined-agent.service"),
             [("node2", "determined-agent")],
         ),
-        (lambda c: c.trials["node2"].update(tls={"status": -1}), [("node2", "TLS to the master")]),
         (
-            lambda c: c.trials["node2"]["certificate"]["valid_at"].update(soon=False),
+            lambda c: c.measurements["node2"].update(tls={"status": -1}),
+            [("node2", "TLS to the master")],
+        ),
+        (
+            lambda c: c.measurements["node2"]["certificate"]["valid_at"].update(soon=False),
             [("node2", "certificate")],
         ),
         (
@@ -137,12 +148,17 @@ def test_a_silent_master_is_named(cluster: Cluster, doctor: ModuleType, status: 
         (lambda c: c.api["agents"][1].update(version="0.37"), [("node2", "agent's version")]),
         (lambda c: c.api["agents"][1].update(slots={}), [("node2", "agent")]),
         (
-            lambda c: c.trials["node2"]["read"].update(seconds=21.0),
+            lambda c: c.measurements["node2"]["read"].update(seconds=21.0),
             [("node2", "reading the data set")],
         ),
-        (lambda c: c.trials["node2"].update(storage={"rc": 1}), [("node2", "checkpoint storage")]),
         (
-            lambda c: c.trials["node2"].update(all_reduce={"stdout": "", "stderr": "timed out"}),
+            lambda c: c.measurements["node2"].update(storage={"rc": 1}),
+            [("node2", "checkpoint storage")],
+        ),
+        (
+            lambda c: c.measurements["node2"].update(
+                all_reduce={"stdout": "", "stderr": "timed out"}
+            ),
             [("node2", "all-reduce")],
         ),
         (
@@ -152,7 +168,7 @@ def test_a_silent_master_is_named(cluster: Cluster, doctor: ModuleType, status: 
         (lambda c: c.api["agents"].append({"id": "stray"}), [("master", "agents")]),
     ],
 )
-def test_each_fault_is_found(
+def test_each_problem_is_reported(
     cluster: Cluster, doctor: ModuleType, status: ModuleType, break_it: Any, failed: list[Any]
 ) -> None:
     break_it(cluster)

@@ -293,7 +293,7 @@ def test_upgrade_drains_and_restarts_one_host_after_the_other(cluster: Hosts) ->
     recap = cluster.succeed("upgrade")
     assert min(changed_tasks(recap).values()) > 0
     order = re.findall(
-        r"TASK \[drain : Give the host no more trials\].*?(host\d)", recap, re.DOTALL
+        r"TASK \[drain : Stop assigning trials to the host\].*?(host\d)", recap, re.DOTALL
     )
     assert order == ["host1", "host2", "host3"]
     identity = ["docker", "image", "inspect", "--format={{.Id}}", newer]

@@ -1,7 +1,8 @@
-"""The playbooks without hosts: lint, templates under many settings, and the preflight's report."""
+"""The playbooks without hosts: lint, rendered templates, the preflight's report, the commands."""
 
 import json
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -42,13 +43,13 @@ def _ansible_is_installed() -> None:
 
 @pytest.mark.slow
 def test_ansible_lint() -> None:
-    # Its production profile; every playbook's syntax is checked on the way.
+    # The production profile, which includes a syntax check of every playbook.
     outcome = _run(BIN / "ansible-lint", "--offline", "--nocolor", "ansible")
     assert outcome.returncode == 0, outcome.stdout + outcome.stderr
 
 
 HOSTS = {
-    # Settings in different ways on every host; one is the master.
+    # Each host has different settings; `plain` is the master's.
     "plain": {"cluster_address": "10.0.0.1"},
     "gpus": {"nvidia_gpus": 4, "cluster_address": "10.0.0.2"},
     "six": {"cluster_address": "fd00::3", "cluster_networks": ["fd00::/64"]},
@@ -67,7 +68,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for each case and host, with what the templates make of it."""
+    """A folder for each case and host, with its rendered templates."""
     out = tmp_path_factory.mktemp("rendered")
     secrets = out / "secrets/main"
     secrets.mkdir(parents=True)
@@ -82,14 +83,16 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "checkpoint_path": "/mnt/shared/checkpoints",
         "proxy": {"http_proxy": "http://proxy:3128", "no_proxy": "10.0.0.0/8"},
     }
-    # The defaults lie beside the playbooks, which the one of this test is not.
-    defaults = (ROOT / "ansible/group_vars/all.yml").read_text()
+    # render.yml is not next to the defaults, so the inventory of this test contains them.
+    files = sorted((ROOT / "ansible/group_vars/all").glob("*.yml"))
+    defaults = "\n".join(file.read_text() for file in files)
     defaults = defaults.replace("playbook_dir", f"'{ROOT / 'ansible'}'")
     groups = {"master": {"hosts": {"plain": {}}}, "agents": {"hosts": HOSTS}}
     for case, settings in CASES.items():
         variables = {**yaml.safe_load(defaults), **common, **settings}
         inventory = out / f"{case}.yml"
-        inventory.write_text(yaml.safe_dump({"all": {"vars": variables, "children": groups}}))
+        content = {"all": {"vars": variables, "children": groups}}
+        inventory.write_text(yaml.safe_dump(content, sort_keys=False))
         written = out / f"{case}.json"
         outcome = _run(
             BIN / "ansible-playbook",
@@ -120,9 +123,11 @@ def test_master_configuration(rendered: Path) -> None:
     assert defaults["image"] == "trial:1"
     assert defaults["network_mode"] == "host"
     assert "http_proxy=http://proxy:3128" in defaults["environment_variables"]
-    (around,) = [each for each in defaults["environment_variables"] if each.startswith("no_proxy=")]
-    # The cluster's own hosts, whatever the inventory says.
-    assert {"10.0.0.0/8", "localhost", "10.0.0.2", "fd00::3"} <= set(around[9:].split(","))
+    variables = defaults["environment_variables"]
+    (no_proxy,) = [each for each in variables if each.startswith("no_proxy=")]
+    # The cluster's own hosts are included, whatever the inventory says.
+    bypassed = no_proxy.removeprefix("no_proxy=").split(",")
+    assert {"10.0.0.0/8", "localhost", "10.0.0.2", "fd00::3"} <= set(bypassed)
     password = master["security"]["initial_user_password"]
     assert len(password) == 24
     file = rendered / "secrets/main/admin_password"
@@ -141,7 +146,7 @@ def test_s3_keys_come_from_the_secrets(rendered: Path) -> None:
     assert "AWS_REQUEST_CHECKSUM_CALCULATION=when_required" in variables
 
 
-def test_agents_have_gpus_or_processor_slots(rendered: Path) -> None:
+def test_agents_have_gpus_or_cpu_slots(rendered: Path) -> None:
     plain = _yaml(rendered, "mount", "plain", "agent.yaml")
     assert (plain["slot_type"], plain["artificial_slots"]) == ("cpu", 2)
     assert plain["security"]["tls"]["enabled"] is True
@@ -150,7 +155,7 @@ def test_agents_have_gpus_or_processor_slots(rendered: Path) -> None:
     assert "artificial_slots" not in gpus
 
 
-def test_the_interface_of_trials_can_be_named(rendered: Path) -> None:
+def test_the_network_interface_of_trials_is_configurable(rendered: Path) -> None:
     def interface(host: str) -> object:
         master = _yaml(rendered, "mount", host, "master.yaml")
         return master["task_container_defaults"].get("dtrain_network_interface")
@@ -159,30 +164,30 @@ def test_the_interface_of_trials_can_be_named(rendered: Path) -> None:
     assert interface("shut") == "eth1"
 
 
-def test_the_firewall_lets_in_the_named_networks_only(rendered: Path) -> None:
+def test_the_firewall_admits_only_the_configured_networks(rendered: Path) -> None:
     plain = (rendered / "mount/plain/firewall.nft").read_text()
     assert "tcp dport 8443 ip saddr @clients4 accept" in plain
     assert "tcp dport { 8443, 5443, 5432 } counter drop" in plain
     assert "10.0.0.0/24, 10.0.0.0/8" in plain
     shut = (rendered / "mount/shut/firewall.nft").read_text()
     assert "172.16.0.0/12" not in shut
-    assert "8443" not in shut  # Its host is not the master's.
+    assert "8443" not in shut  # It is not the master's host.
     assert "tcp dport 12350-12399 counter drop" in shut
     six = (rendered / "mount/six/firewall.nft").read_text()
     assert "elements = { fd00::/64 }" in six
 
 
 @pytest.mark.parametrize("host", HOSTS)
-def test_nft_takes_the_rules(rendered: Path, host: str) -> None:
+def test_nft_accepts_the_rules(rendered: Path, host: str) -> None:
     if shutil.which("nft") is None:
         pytest.skip("nft is not installed")
     outcome = _run("nft", "--check", "--file", rendered / "mount" / host / "firewall.nft")
     if "Operation not permitted" in outcome.stderr:
-        pytest.skip("nft may not look at this machine's rules")
+        pytest.skip("nft is not permitted to read this machine's rules")
     assert outcome.returncode == 0, outcome.stderr
 
 
-def test_systemd_takes_the_units(rendered: Path) -> None:
+def test_systemd_accepts_the_units(rendered: Path) -> None:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd-analyze is not installed")
     folder = rendered / "mount/plain"
@@ -190,18 +195,18 @@ def test_systemd_takes_the_units(rendered: Path) -> None:
     for name in ("service", "timer"):
         shutil.copy(folder / f"health.{name}", folder / f"determined-agent-health.{name}")
     units = ["determined-agent.service", "determined-agent-health.service"]
-    units += ["determined-agent-health.timer", "determined-firewall.service"]
+    units += ["determined-agent-health.timer", "firewall.service"]
     outcome = _run("systemd-analyze", "verify", "--man=no", *(folder / unit for unit in units))
-    # Programs that this machine lacks are no fault of the units.
-    faults = [
+    # Programs that this machine lacks are not errors of the units.
+    errors = [
         line
         for line in outcome.stderr.splitlines()
         if str(folder) in line and "is not executable" not in line
     ]
-    assert faults == []
+    assert errors == []
 
 
-def test_the_preflight_lists_all_hosts_and_changes_nothing(tmp_path: Path) -> None:
+def test_preflight_lists_all_hosts_and_changes_nothing(tmp_path: Path) -> None:
     (tmp_path / "hosts.yml").write_text(
         yaml.safe_dump(
             {
@@ -240,7 +245,7 @@ def _command(*arguments: str) -> subprocess.CompletedProcess[str]:
     return _run(sys.executable, "ansible/command.py", *arguments)
 
 
-def test_a_missing_inventory_is_explained() -> None:
+def test_a_missing_inventory_is_an_error() -> None:
     outcome = _command("up", "--inventory", "no-such.yml")
     assert outcome.returncode == 1
     assert "error: there is no inventory no-such.yml. Copy" in outcome.stderr
@@ -250,18 +255,20 @@ def test_a_host_that_is_not_in_the_inventory_is_refused() -> None:
     inventory = "ansible/inventories/test-hosts.yml"
     outcome = _command("drain", "--inventory", inventory, "--host", "host7")
     assert outcome.returncode == 1
-    assert "'host7' is no agent of" in outcome.stderr
+    assert "'host7' is not an agent in" in outcome.stderr
     assert "host1, host2, host3" in outcome.stderr
 
 
-def test_the_offline_bundle_has_what_the_roles_install() -> None:
-    """A host without internet stops at a package that a role installs and the bundle lacks."""
+def test_the_offline_bundle_contains_what_the_roles_install() -> None:
+    """A host without internet cannot install a package that the bundle lacks."""
     bundle = runpy.run_path(str(ROOT / "ansible/bundle.py"))
     wanted: set[str] = set()
 
     def look(tasks: Any) -> None:
         for task in tasks or []:
             names = (task.get("ansible.builtin.apt") or {}).get("name", [])
+            if listed := re.fullmatch(r"{{ cluster_services\.(\w+)\.package }}", str(names)):
+                wanted.add(bundle["SERVICES"][listed[1]]["package"])
             wanted.update(names.split() if isinstance(names, str) and "{" not in names else [])
             wanted.update(name for name in names if isinstance(names, list))
             look(task.get("block"))
@@ -277,7 +284,7 @@ def test_the_offline_bundle_has_what_the_roles_install() -> None:
     assert all(f"'{name}'" in toolkit for name in bundle["TOOLKIT"])
 
 
-def test_the_toolkit_comes_from_nvidia_or_a_mirror(tmp_path: Path) -> None:
+def test_the_toolkit_is_fetched_from_nvidia_or_a_mirror(tmp_path: Path) -> None:
     bundle = runpy.run_path(str(ROOT / "ansible/bundle.py"))
     assert bundle["toolkit_repository"]().startswith("https://nvidia.github.io/")
     (tmp_path / "gpgkey").write_text("the key")
@@ -289,7 +296,7 @@ def test_the_toolkit_comes_from_nvidia_or_a_mirror(tmp_path: Path) -> None:
         bundle["toolkit_source"](f"file://{tmp_path}/missing/stable/deb", key)
 
 
-def test_taking_a_cluster_down_asks_first() -> None:
+def test_down_asks_for_confirmation() -> None:
     inventory = "ansible/inventories/test-hosts.yml"
     outcome = _command("down", "--inventory", inventory)
     assert outcome.returncode == 1

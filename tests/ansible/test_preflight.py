@@ -1,4 +1,4 @@
-"""The preflight names every problem, against probes that are broken in one way each."""
+"""Preflight reports every problem: each test changes one thing in the probe of a valid host."""
 
 import copy
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 GIB = 1024**3
-SOUND: dict[str, Any] = {
+VALID_PROBE: dict[str, Any] = {
     "system": {"id": "debian", "version": "12", "name": "Debian GNU/Linux 12", "systemd": True},
     "machine": "x86_64",
     "memory": 64 * GIB,
@@ -43,13 +43,13 @@ SETTINGS = {
 def _failed(
     checks: ModuleType, change: Callable[[dict[str, Any]], object] | None = None, **settings: Any
 ) -> list[dict[str, Any]]:
-    probe = copy.deepcopy(SOUND)
+    probe = copy.deepcopy(VALID_PROBE)
     if change:
         change(probe)
     return list(checks.failed(checks.host_checks(probe, "node1", {**SETTINGS, **settings})))
 
 
-def test_a_sound_host_passes(checks: ModuleType) -> None:
+def test_a_valid_host_passes(checks: ModuleType) -> None:
     assert _failed(checks) == []
 
 
@@ -112,7 +112,7 @@ def _set(*path: str, to: Any) -> Callable[[dict[str, Any]], None]:
                 ],
             ),
             "network",
-            "let node2 resolve on node1",
+            "make node2 resolve on node1",
         ),
         (
             _set(
@@ -128,11 +128,11 @@ def _set(*path: str, to: Any) -> Callable[[dict[str, Any]], None]:
                 ],
             ),
             "network",
-            "open the way from node1 to 10.0.0.2:22",
+            "allow connections from node1 to 10.0.0.2:22",
         ),
     ],
 )
-def test_each_fault_is_named_with_its_remedy(
+def test_each_problem_is_reported_with_its_remedy(
     checks: ModuleType, change: Callable[[dict[str, Any]], None], name: str, remedy: str
 ) -> None:
     found = _failed(checks, change)
@@ -140,7 +140,7 @@ def test_each_fault_is_named_with_its_remedy(
     assert remedy in found[0]["remedy"]
 
 
-def test_all_faults_are_named_at_once(checks: ModuleType) -> None:
+def test_all_problems_are_reported_at_once(checks: ModuleType) -> None:
     def break_everything(probe: dict[str, Any]) -> None:
         _set("machine", to="riscv64")(probe)
         _set("memory", to=GIB)(probe)
@@ -150,15 +150,15 @@ def test_all_faults_are_named_at_once(checks: ModuleType) -> None:
     assert names == ["architecture", "privileges", "memory", "port 8443"]
 
 
-def test_a_data_set_that_is_there_needs_no_room(checks: ModuleType) -> None:
-    def sealed(probe: dict[str, Any]) -> None:
+def test_an_existing_data_set_needs_no_free_space(checks: ModuleType) -> None:
+    def with_data_set(probe: dict[str, Any]) -> None:
         probe["disks"]["/data/coco"].update(exists=True)
         probe["disks"]["/var/lib/coco"].update(exists=True, free=0)
 
-    assert _failed(checks, sealed) == []
+    assert _failed(checks, with_data_set) == []
 
 
-def test_folders_of_one_disk_share_its_room(checks: ModuleType) -> None:
+def test_folders_on_one_disk_share_its_free_space(checks: ModuleType) -> None:
     def one_disk(probe: dict[str, Any]) -> None:
         for disk in probe["disks"].values():
             disk.update(device=1, free=80 * GIB)
@@ -166,7 +166,7 @@ def test_folders_of_one_disk_share_its_room(checks: ModuleType) -> None:
     assert [check["name"] for check in _failed(checks, one_disk)] == ["disk for data"]
 
 
-def test_a_provisioned_host_holds_its_own_ports_and_images(checks: ModuleType) -> None:
+def test_ports_and_images_of_a_provisioned_host_are_its_own(checks: ModuleType) -> None:
     def provisioned(probe: dict[str, Any]) -> None:
         probe["provisioned"] = True
         probe["ports"] = [22, 8443]
@@ -175,14 +175,14 @@ def test_a_provisioned_host_holds_its_own_ports_and_images(checks: ModuleType) -
     assert _failed(checks, provisioned) == []
 
 
-def test_gpus_can_be_required_and_left_out(checks: ModuleType) -> None:
+def test_gpus_can_be_required_or_ignored(checks: ModuleType) -> None:
     none = _set("gpus", to={"on_bus": 0, "visible": 0, "names": [], "driver": None})
     assert _failed(checks, none) == []
     assert [check["name"] for check in _failed(checks, none, gpus="required")] == ["GPUs"]
     assert _failed(checks, _set("gpus", "driver", to="390.1"), gpus="none") == []
 
 
-def test_a_driver_that_will_be_installed_is_no_problem(checks: ModuleType) -> None:
+def test_an_old_driver_that_will_be_replaced_is_not_a_problem(checks: ModuleType) -> None:
     old = _set("gpus", "driver", to="535.1")
     assert _failed(checks, old, nvidia_driver_package="nvidia-driver-580-server") == []
 
@@ -194,13 +194,13 @@ def test_different_gpu_counts_are_a_problem_unless_allowed(checks: ModuleType) -
     assert checks.cluster_checks(probes, True) == []
 
 
-def test_a_host_that_does_not_answer_is_one_more_problem(checks: ModuleType) -> None:
+def test_an_unreachable_host_is_one_of_the_problems(checks: ModuleType) -> None:
     (found,) = checks.unreached({"node3": "Connection refused\nmore"})
     assert found["message"] == "Connection refused"
-    assert checks.check_lines([found])[1].strip().startswith("-> see that `ssh`")
+    assert checks.check_lines([found])[1].strip().startswith("-> check that `ssh`")
 
 
-def test_the_probe_looks_at_this_machine(host_probe: ModuleType) -> None:
+def test_probing_this_machine(host_probe: ModuleType) -> None:
     assert host_probe.system()["id"]
     assert host_probe.memory_bytes() > GIB / 4
     missing = host_probe.disk("/no/such/folder")
@@ -209,7 +209,7 @@ def test_the_probe_looks_at_this_machine(host_probe: ModuleType) -> None:
     assert missing["free"] > 0
 
 
-def test_the_probe_tells_ports_apart(host_probe: ModuleType) -> None:
+def test_probing_ports(host_probe: ModuleType) -> None:
     import socket
 
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -231,24 +231,24 @@ STORAGE: dict[str, Any] = {
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "messages"),
     [
         ({}, []),
-        # The hosts' own rights.
+        # The hosts' own credentials.
         ({"keys": {"s3_access_key": False, "s3_secret_key": False}}, []),
         ({"keys": {"s3_access_key": True, "s3_secret_key": False}}, ["one of the two keys"]),
         ({"s3": {}}, ["no bucket"]),
-        ({"s3": {"endpoint_url": "s:9000"}}, ["no bucket", "'s:9000' is no URL"]),
-        ({"storage": "tape"}, ["'tape' is no kind"]),
-        ({"storage": "mount", "path": "shared"}, ["'shared' is no absolute path"]),
+        ({"s3": {"endpoint_url": "s:9000"}}, ["no bucket", "'s:9000' is not a URL"]),
+        ({"storage": "tape"}, ["'tape' is not a kind"]),
+        ({"storage": "mount", "path": "shared"}, ["'shared' is not an absolute path"]),
         ({"storage": "mount", "s3": {}}, []),
     ],
 )
-def test_how_the_storage_is_described(
-    checks: ModuleType, changes: dict[str, Any], told: list[str]
+def test_settings_of_the_checkpoint_storage(
+    checks: ModuleType, changes: dict[str, Any], messages: list[str]
 ) -> None:
     found = checks.failed(checks.storage_checks({**STORAGE, **changes}))
-    assert len(found) == len(told)
-    for check, words in zip(found, told, strict=True):
-        assert words in check["message"]
+    assert len(found) == len(messages)
+    for check, message in zip(found, messages, strict=True):
+        assert message in check["message"]
         assert check["remedy"]

@@ -1,7 +1,7 @@
-"""Measures an all-reduce among hosts, one process a host, and prints a line of JSON.
+"""Measures an all-reduce between hosts, one process per host, and prints a line of JSON.
 
-NCCL where every host has a GPU, else Gloo. Takes RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT from
-the environment, and ADDRESS, this host's own.
+Uses NCCL where every host has a GPU, otherwise Gloo. Reads RANK, WORLD_SIZE, MASTER_ADDR,
+MASTER_PORT and ADDRESS (this host's own address) from the environment.
 """
 
 import json
@@ -21,7 +21,7 @@ def main() -> None:
     """Print backend, seconds of one all-reduce, and the bus bandwidth in GB/s."""
     for name, addresses in psutil.net_if_addrs().items():
         if any(address.address == os.environ["ADDRESS"] for address in addresses):
-            # Otherwise Gloo takes the host name's address, which may be a loopback one.
+            # Otherwise Gloo uses the address of the host name, which may be a loopback address.
             os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = name
     gpus = torch.cuda.is_available() and dist.is_nccl_available()
     device = torch.device("cuda", 0) if gpus else torch.device("cpu")
@@ -30,7 +30,7 @@ def main() -> None:
     ranks = dist.get_world_size()
     ones = torch.ones(MEGABYTES * 1024 * 1024 // 4, device=device)
     dist.all_reduce(ones)
-    right = bool((ones == ranks).all())
+    correct = bool((ones == ranks).all())
     dist.barrier()
     started = time.perf_counter()
     for _ in range(REPEATS):
@@ -39,14 +39,14 @@ def main() -> None:
     if gpus:
         torch.cuda.synchronize()
     seconds = (time.perf_counter() - started) / REPEATS
-    # What each link carries of it (NCCL's definition of bus bandwidth).
+    # The traffic of each link (NCCL's definition of bus bandwidth).
     bandwidth = MEGABYTES * 1024**2 * 2 * (ranks - 1) / ranks / seconds / 1e9
     print(
         json.dumps(
             {
                 "backend": backend,
                 "ranks": ranks,
-                "right": right,
+                "correct": correct,
                 "seconds": round(seconds, 4),
                 "gigabytes_per_second": round(bandwidth, 3),
             }

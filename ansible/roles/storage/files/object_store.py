@@ -1,7 +1,7 @@
-"""Writes to the cluster's object store, reads from it or removes what was written, as a trial does.
+"""Writes to the cluster's object store, reads from it or deletes what was written, as a trial does.
 
 Runs in the task image: `python -c SCRIPT write|read|remove NAME [HOST]`, with Determined's settings
-of the checkpoint storage as JSON on standard input. One line on standard error says what is wrong.
+of the checkpoint storage as JSON on standard input. Prints errors as one line on standard error.
 """
 
 import json
@@ -13,11 +13,11 @@ from determined.common import storage
 
 
 def main(action: str, name: str, host: str = "") -> None:
-    """Do one of the three.
+    """Perform one action: write, read or remove.
 
     Raises:
-        Exception: Whatever the store's client raises.
-        ValueError: What was read is not what was written.
+        Exception: The store's client failed.
+        ValueError: The content read differs from the content written.
     """
     store = storage.build(json.load(sys.stdin), container_path=None)
     if action == "remove":
@@ -31,7 +31,7 @@ def main(action: str, name: str, host: str = "") -> None:
             return
         store.download(name, folder)
         if file.read_text() != name:
-            raise ValueError(f"{name} is not what was written")
+            raise ValueError(f"{name} was read back with different content")
         store.upload(folder, f"{name}/{host}")
 
 
