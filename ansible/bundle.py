@@ -42,7 +42,7 @@ PACKAGES = [
     "python3-libtorrent",
     "python3-requests",
 ]
-# What lets containers have GPUs, from NVIDIA's own archive.
+# Packages that give containers access to GPUs, from NVIDIA's own archive.
 TOOLKIT = [
     "libnvidia-container-tools",
     "libnvidia-container1",
@@ -72,7 +72,7 @@ console = Console(highlight=False)
 
 
 class BundleError(Exception):
-    """The bundle cannot be made or used; says what to do."""
+    """The bundle cannot be made or used; the message says what to do."""
 
 
 def _run(*command: str | Path) -> str:
@@ -135,7 +135,7 @@ def own_mirror(release: str, apt: Path = Path("/etc/apt")) -> str:
                 uri = named[1].rstrip("/")
             if (suites := re.match(r"Suites:\s*(.*)", line)) and release in suites[1].split():
                 return uri
-    raise BundleError(f"this machine's apt knows no archive of {release}: name one with --mirror")
+    raise BundleError(f"this machine's apt has no archive of {release}: name one with --mirror")
 
 
 def toolkit_repository() -> str:
@@ -215,7 +215,7 @@ def _stanzas(config: str, debs: list[Path]) -> Iterator[str]:
         if file:
             yield re.sub(r"^Filename: .*$", f"Filename: ./{file}", stanza, flags=re.M) + "\n"
     if files:
-        raise BundleError(f"apt describes no {', '.join(name for name, _ in files)}")
+        raise BundleError(f"apt has no description of {', '.join(name for name, _ in files)}")
 
 
 def write_manifest(bundle: Path) -> list[int]:
@@ -255,7 +255,7 @@ def make(
         (out / part).mkdir(parents=True, exist_ok=True)
     for name in release or ["bookworm"]:
         if name not in RELEASES:
-            raise BundleError(f"{name} is no release that is known: {', '.join(RELEASES)}")
+            raise BundleError(f"release {name} is not supported; use one of {', '.join(RELEASES)}")
         toolkit = (repository or toolkit_repository()) if gpus else ""
         download_packages(name, out / f"packages/{name}.tar", mirror, toolkit)
     if not packages_only:
@@ -270,7 +270,7 @@ def load(bundle: Annotated[Path, typer.Argument(help="The bundle's folder")]) ->
     """Verify a bundle, and give its images to this machine's engine."""
     manifest = bundle / MANIFEST
     if not manifest.is_file():
-        raise BundleError(f"{bundle} is no bundle: it has no {MANIFEST}")
+        raise BundleError(f"{bundle} is not a bundle: it has no {MANIFEST}")
     entries = json.loads(manifest.read_text())["files"]
     for name, entry in entries.items():
         file = bundle / name

@@ -1,7 +1,7 @@
-"""Runs the playbooks for the make targets cluster-*, and shows what they found.
+"""Runs the playbooks for the make targets cluster-*, and shows their results.
 
-Every command takes an inventory and ends with a summary. What the playbooks print goes to stderr,
-so that `--json` leaves stdout to its document.
+Every command takes an inventory and ends with a summary. The playbooks' output goes to stderr, so
+that with `--json` stdout contains the document alone.
 """
 
 import json
@@ -21,7 +21,7 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parent.parent
 PLAYBOOKS = ROOT / "ansible"
 DEFAULT_INVENTORY = ROOT / "hosts.yml"
-# Beside this interpreter, whatever is on the PATH.
+# Ansible's programs next to this interpreter, whatever is on the PATH.
 BIN = Path(sys.executable).parent
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
@@ -36,7 +36,7 @@ Extra = Annotated[list[str] | None, typer.Argument(help="More arguments of ansib
 
 
 class CommandError(Exception):
-    """What the user asked for cannot be done; says what to do."""
+    """The request cannot be carried out; the message says what to do."""
 
 
 def _environment() -> dict[str, str]:
@@ -52,7 +52,7 @@ def _require_inventory(inventory: Path) -> None:
         return
     example = (PLAYBOOKS / "inventories/example.yml").relative_to(ROOT)
     raise CommandError(
-        f"there is no inventory {inventory}. Copy {example} to hosts.yml and put your hosts in, or "
+        f"there is no inventory {inventory}. Copy {example} to hosts.yml and enter your hosts, or "
         "name another one: INVENTORY=ansible/inventories/single.yml is this machine alone"
     )
 
@@ -79,7 +79,7 @@ def run(
     """Run a playbook with its output on stderr; return its exit status."""
     _require_inventory(inventory)
     command = [str(BIN / "ansible-playbook"), "--inventory", str(inventory)]
-    # Whatever a host needs, the master has a part in it: its registry, its API.
+    # Always includes the master: every host needs its registry and API.
     command += ["--limit", f"{limit},master"] if limit else []
     for name, value in (variables or {}).items():
         command += ["--extra-vars", json.dumps({name: value})]
@@ -99,13 +99,13 @@ def _report(playbook: str, inventory: Path, limit: str, extra: list[str] | None)
         variables = {"report_file": str(file)}
         run(playbook, inventory, limit=limit, variables=variables, extra=extra)
         if not file.exists():
-            raise CommandError("nothing could be found out; the first error above says why")
+            raise CommandError("no report was written: the first error above says why")
         return json.loads(file.read_text())
 
 
 @app.command()
 def up(inventory: Inventory = DEFAULT_INVENTORY, limit: Limit = "", extra: Extra = None) -> None:
-    """Make a cluster of the hosts, or bring it to what inventory and versions say."""
+    """Create a cluster of the hosts, or update it to the inventory and versions."""
     raise typer.Exit(run("site", inventory, limit=limit, extra=extra))
 
 
@@ -113,7 +113,7 @@ def up(inventory: Inventory = DEFAULT_INVENTORY, limit: Limit = "", extra: Extra
 def upgrade(
     inventory: Inventory = DEFAULT_INVENTORY, limit: Limit = "", extra: Extra = None
 ) -> None:
-    """Bring the cluster to this repository's versions, draining one host at a time."""
+    """Upgrade the cluster to this repository's versions, draining one host at a time."""
     raise typer.Exit(run("upgrade", inventory, limit=limit, extra=extra))
 
 
@@ -152,7 +152,7 @@ def doctor(
 
 @app.command()
 def drain(host: Host = "", inventory: Inventory = DEFAULT_INVENTORY, extra: Extra = None) -> None:
-    """Let a host finish its trials and take no more."""
+    """Let a host finish its trials and assign it no new ones."""
     _require_inventory(inventory)
     _require_host(inventory, host)
     raise typer.Exit(run("drain", inventory, variables={"host": host}, extra=extra))
@@ -168,12 +168,12 @@ def undrain(host: Host = "", inventory: Inventory = DEFAULT_INVENTORY, extra: Ex
 
 @app.command()
 def remove(host: Host = "", inventory: Inventory = DEFAULT_INVENTORY, extra: Extra = None) -> None:
-    """Take a host out of the cluster once its trials are over, and clean it."""
+    """Remove a host from the cluster once its trials have finished, and clean it."""
     _require_inventory(inventory)
     _require_host(inventory, host)
     status = run("remove", inventory, variables={"host": host}, extra=extra)
     if status == 0:
-        progress.print(f"Now take {host} out of {inventory}", style="bold")
+        progress.print(f"Now remove {host} from {inventory}", style="bold")
     raise typer.Exit(status)
 
 
@@ -186,7 +186,7 @@ def down(
     ] = False,
     extra: Extra = None,
 ) -> None:
-    """Take the cluster down; database, checkpoints and data set stay unless told."""
+    """Take the cluster down; data is kept unless --delete-data is given."""
     _require_inventory(inventory)
     what = "and DELETE its database and checkpoints" if delete_data else "and keep its data"
     if not yes:
@@ -203,13 +203,13 @@ def backup(inventory: Inventory = DEFAULT_INVENTORY, extra: Extra = None) -> Non
 
 @app.command()
 def restore(
-    file: Annotated[str, typer.Option(help="What a backup wrote", envvar="FILE")] = "",
+    file: Annotated[str, typer.Option(help="The file that a backup wrote", envvar="FILE")] = "",
     inventory: Inventory = DEFAULT_INVENTORY,
     extra: Extra = None,
 ) -> None:
-    """Put the master's database back from a backup."""
+    """Restore the master's database from a backup."""
     if not file or not Path(file).is_file():
-        raise CommandError(f"FILE={file} is no file; backups lie in backups/")
+        raise CommandError(f"FILE={file} is not a file; backups are in backups/")
     variables = {"database_file": str(Path(file).resolve())}
     raise typer.Exit(run("restore", inventory, variables=variables, extra=extra))
 
@@ -236,7 +236,7 @@ def show_status(report: dict[str, Any]) -> None:
         )
     console.print(table)
     for name in report["unknown_agents"]:
-        console.print(f"[yellow]{name} is an agent, and not in the inventory[/]")
+        console.print(f"[yellow]the agent {name} is not in the inventory[/]")
     active = [row for row in report["experiments"] if row["active"]]
     console.print(f"task image {report['task_image']}")
     console.print(f"experiments: {len(active)} active of the last {len(report['experiments'])}")
@@ -286,7 +286,7 @@ def show_checks(checks: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    """Run the command line; a wrong use is one line, not a traceback."""
+    """Run the command line; a usage error is one line, not a traceback."""
     try:
         app()
     except CommandError as error:
