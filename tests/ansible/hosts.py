@@ -64,7 +64,7 @@ app = typer.Typer(add_completion=False, help=__doc__, no_args_is_help=True)
 
 
 class HostsUnavailableError(RuntimeError):
-    """This machine cannot have test hosts; says why."""
+    """This machine cannot run test hosts; the message says why."""
 
 
 def _run(*command: str, quiet: bool = True) -> str:
@@ -82,14 +82,14 @@ def _run(*command: str, quiet: bool = True) -> str:
 
 
 def why_unavailable() -> str | None:
-    """Return why this machine cannot have test hosts, or None."""
+    """Return why this machine cannot run test hosts, or None."""
     if shutil.which("docker") is None:
         return "docker is not installed"
     if subprocess.run(["docker", "info"], capture_output=True, check=False).returncode:
         return "no Docker engine answers"
     if not _image_exists():
         if os.geteuid() != 0:
-            return "the hosts' image is not made yet, and debootstrap wants root"
+            return "the hosts' image does not exist yet, and debootstrap needs root to make it"
         if shutil.which("debootstrap") is None:
             return "debootstrap is not installed"
     return None
@@ -101,7 +101,7 @@ def _image_exists() -> bool:
 
 
 def _own_mirror(release: str) -> str:
-    # ansible/ is no package: its name is that of Ansible itself.
+    # ansible/ cannot be imported: its name is that of Ansible itself.
     script = Path(__file__).resolve().parents[2] / "ansible" / "bundle.py"
     mirror: str = runpy.run_path(str(script))["own_mirror"](release)
     return mirror
@@ -109,14 +109,14 @@ def _own_mirror(release: str) -> str:
 
 @app.command()
 def build() -> None:
-    """Make the hosts' image, unless it is there."""
+    """Make the hosts' image unless it exists."""
     if _image_exists():
         return
     if reason := why_unavailable():
         raise HostsUnavailableError(reason)
     with tempfile.TemporaryDirectory(prefix="test-host-") as folder:
         root = Path(folder) / "root"
-        # The one that this machine uses itself, unless another is named.
+        # The mirror that this machine uses, unless another is named.
         mirror = os.environ.get("DEBIAN_MIRROR") or _own_mirror("bookworm")
         print(f"debootstrap from {mirror}", flush=True)
         options = ["--variant=minbase", f"--include={PACKAGES}"]
@@ -218,11 +218,13 @@ def _network(internet: bool) -> None:
     if found.returncode:
         _run("docker", "network", "create", f"--subnet={SUBNET}", *internal, NETWORK)
     elif found.stdout.strip() != str(not internet).lower():
-        raise RuntimeError(f"the network {NETWORK} is of the other kind: stop the hosts first")
+        raise RuntimeError(
+            f"the network {NETWORK} exists with the other internet setting: stop the hosts first"
+        )
 
 
 def _admit(name: str, key: Path) -> None:
-    """Put our key onto the host and its own among the known ones, then wait for SSH."""
+    """Authorize our key on the host, record the host's key, and wait for SSH."""
     script = "install -d -m 700 -o {0} -g {0} ~{0}/.ssh && cat >~{0}/.ssh/authorized_keys"
     public = key.with_suffix(".pub").read_text()
     shell = ["docker", "exec", "--interactive", name, "sh", "-c", script.format(USER)]
@@ -247,20 +249,20 @@ def names() -> list[str]:
 
 
 def remove(name: str) -> None:
-    """Remove a host as if its machine had burnt down."""
+    """Remove a host without cleaning up, as if its machine were lost."""
     _run("docker", "rm", "--force", "--volumes", name)
     with contextlib.suppress(RuntimeError):
         _run("docker", "volume", "rm", f"{name}-docker")
 
 
 def reboot(name: str) -> None:
-    """Restart a host; returns when it lets one in again."""
+    """Restart a host; return once SSH works again."""
     _run("docker", "restart", "--time=60", name)
     _admit(name, _key())
 
 
 def start_again(name: str) -> None:
-    """Start a host that was killed; returns when it lets one in."""
+    """Start a host that was killed; return once SSH works."""
     _run("docker", "start", name)
     _admit(name, _key())
 
@@ -290,7 +292,7 @@ def down() -> None:
 
 @contextlib.contextmanager
 def hosts(count: int, *, internet: bool = True) -> Iterator[list[str]]:
-    """Give `count` fresh hosts for a test, and remove them after it."""
+    """Yield `count` fresh hosts for a test, and remove them afterwards."""
     down()
     try:
         up(count, internet=internet)

@@ -105,14 +105,14 @@ def test_check_mode_on_a_provisioned_cluster(cluster: Hosts) -> None:
     assert set(changed_tasks(recap).values()) == {0}
 
 
-def test_the_data_set_comes_to_all_hosts_and_only_once(cluster: Hosts, packed: Path) -> None:
+def test_the_data_set_is_copied_to_all_hosts_only_once(cluster: Hosts, packed: Path) -> None:
     assert min(sync(cluster, packed).values()) > 0
     assert set(sync(cluster, packed).values()) == {0}
     versions = {host["data"]["version"] for host in cluster.status()["hosts"]}
     assert versions == {version(packed)}
 
 
-def test_the_doctor_is_green(cluster: Hosts) -> None:
+def test_doctor_passes(cluster: Hosts) -> None:
     outcome = cluster.run("doctor", "--json")
     checks = json.loads(outcome.stdout)["checks"]
     for check in checks:
@@ -123,8 +123,8 @@ def test_the_doctor_is_green(cluster: Hosts) -> None:
     assert "all-reduce" in {check["name"] for check in checks}
 
 
-def test_closed_to_strangers(cluster: Hosts) -> None:
-    """An agent without a certificate is turned away, and the database does not answer."""
+def test_access_without_a_certificate_is_refused(cluster: Hosts) -> None:
+    """An agent without a certificate is refused, and the database does not answer."""
     probe = "import socket; socket.create_connection(('10.77.0.11', 5432), 3)"
     refused = ["docker", "exec", "host2", "python3", "-c", probe]
     assert subprocess.run(refused, capture_output=True, check=False).returncode != 0
@@ -156,13 +156,13 @@ def test_training_over_two_hosts(cluster: Hosts, packed: Path) -> None:
 
 
 @needs_task_image
-def test_a_host_with_another_version_of_the_data_set_is_named(cluster: Hosts) -> None:
+def test_a_host_with_a_different_version_of_the_data_set_is_reported(cluster: Hosts) -> None:
     """The trial stops before its first batch."""
     output, _ = (training := train("data.version=another", "max_restarts=0")).communicate()
     assert training.returncode != 0
-    told = " ".join(output.split())
-    assert "the experiment is for another" in told
-    assert re.search(r"host[123]", told)
+    message = " ".join(output.split())
+    assert "the experiment is for another" in message
+    assert re.search(r"host[123]", message)
     assert cluster.status()["experiments"][0]["state"] == "ERROR"
 
 
@@ -313,10 +313,10 @@ def test_down_leaves_clean_hosts_and_keeps_the_data(cluster: Hosts) -> None:
     assert subprocess.run(kept, check=False).returncode == 0
 
 
-def test_a_new_cluster_takes_the_old_database_over(cluster: Hosts) -> None:
+def test_a_new_cluster_takes_over_the_old_database(cluster: Hosts) -> None:
     # The password of the database is lost; that of its user admin is kept.
     (ROOT / f".secrets/{NAME}/database_password").unlink()
-    # No trial comes any more: another image in the task image's place saves bringing 7 GB to all.
+    # No more trials run: a small image instead of the task image saves copying 7 GB to all hosts.
     cluster.settings["task_image"] = cluster.settings["agent_image"]
     cluster.write()
     cluster.succeed("up")
