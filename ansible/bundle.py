@@ -23,9 +23,10 @@ from rich.console import Console
 
 ROOT = Path(__file__).resolve().parent.parent
 # Started as a script, also without make's PYTHONPATH.
-sys.path.append(str(ROOT / "data-prep"))
+sys.path += [str(ROOT), str(ROOT / "data-prep")]
 
 from cocodata.files import atomic_path, file_digest, write_atomically  # noqa: E402
+from tools.versions import read_versions, task_image  # noqa: E402
 
 SERVICES = yaml.safe_load((ROOT / "ansible/group_vars/all/services.yml").read_text())[
     "cluster_services"
@@ -86,14 +87,9 @@ def _run(*command: str | Path) -> str:
 
 def images() -> list[str]:
     """Return the task image and the images of the services."""
-    lines = (ROOT / "versions.env").read_text().splitlines()
-    versions = dict(line.split("=", 1) for line in lines if "=" in line and line[0] != "#")
-    names = [
-        versions[f"{name.upper()}_IMAGE"]
-        for name, service in SERVICES.items()
-        if "image" in service
-    ]
-    return [_run(ROOT / "docker/image-name.sh").strip(), *names]
+    versions = read_versions()
+    services = [name for name, service in SERVICES.items() if "image" in service]
+    return [task_image(), *(versions[f"{name.upper()}_IMAGE"] for name in services)]
 
 
 def save_images(folder: Path) -> None:

@@ -5,7 +5,6 @@ import secrets
 import shutil
 import socket
 import string
-import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,29 +18,13 @@ from cluster.errors import ClusterError
 from cluster.template import local_template, set_template
 from cocodata import DatasetError
 from cocodata.format.manifest import read_manifest
+from tools.versions import read_variables, read_versions, task_image
 
 _SECRETS = ("DATABASE_PASSWORD", "ADMIN_PASSWORD")
 _HEADER = (
     "# Written by make local-up: versions.env, this machine's settings, and passwords, which are\n"
     "# made on first use and then kept. Not for the repository.\n"
 )
-
-
-def read_env(file: Path) -> dict[str, str]:
-    """The variables of a file of NAME=VALUE lines; none if it is missing."""
-    if not file.is_file():
-        return {}
-    lines = (line.strip() for line in file.read_text().splitlines())
-    pairs = (line.partition("=") for line in lines if line and not line.startswith("#"))
-    return {name: value for name, _, value in pairs}
-
-
-def task_image() -> str:
-    """The task image's name, which docker/image-name.sh makes from its contents."""
-    run = subprocess.run(
-        [str(ROOT / "docker" / "image-name.sh")], capture_output=True, text=True, check=True
-    )
-    return run.stdout.strip()
 
 
 def make_password(length: int = 24) -> str:
@@ -139,7 +122,7 @@ class LocalCluster:
 
     def compose(self, *arguments: str) -> None:
         """Run a compose command on this cluster."""
-        engine.compose(arguments, folder=str(ROOT), variables=read_env(self.env_file))
+        engine.compose(arguments, folder=str(ROOT), variables=read_variables(self.env_file))
 
     def _cluster_id(self) -> str | None:
         """What the master calls itself, or did when it last answered; None if it never has."""
@@ -149,7 +132,7 @@ class LocalCluster:
 
     def _remember_cluster_id(self) -> None:
         # Its label is on the containers of trials, which must be found without the master too.
-        port = read_env(self.env_file).get("MASTER_PORT", "8080")
+        port = read_variables(self.env_file).get("MASTER_PORT", "8080")
         try:
             answer = requests.get(f"http://127.0.0.1:{port}/info", timeout=5)
             cluster_id = str(answer.json()["cluster_id"])
@@ -160,9 +143,9 @@ class LocalCluster:
 
     def _write_env(self, image: str, *, port: int, slots: int) -> dict[str, str]:
         """Write the compose file's variables; passwords that are there already are kept."""
-        before = read_env(self.env_file)
+        before = read_variables(self.env_file)
         gpus = engine.has_gpus()
-        variables = read_env(ROOT / "versions.env")
+        variables = read_versions()
         variables |= {
             "COMPOSE_PROJECT_NAME": self.project,
             "COMPOSE_FILE": "docker-compose.yaml" + (":docker/local/gpu.yaml" if gpus else ""),

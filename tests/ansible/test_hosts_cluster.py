@@ -35,6 +35,7 @@ from tests.ansible.testing import (
     version,
 )
 from tests.images import why_missing
+from tools.versions import read_versions
 
 SMALL_IMAGE = os.environ.get("TEST_HOSTS_IMAGE", "")
 BUNDLE = os.environ.get("TEST_HOSTS_BUNDLE", "")
@@ -282,9 +283,7 @@ def test_upgrade_restarts_only_what_is_new(cluster: Hosts) -> None:
 
 def test_upgrade_drains_and_restarts_one_host_after_the_other(cluster: Hosts) -> None:
     """To an agent's image that differs in a label."""
-    versions = (line.partition("=") for line in (ROOT / "versions.env").read_text().splitlines())
-    agent = next(value for name, _, value in versions if name == "AGENT_IMAGE")
-    dockerfile = f"FROM {agent}\nLABEL test=newer\n"
+    dockerfile = f"FROM {read_versions()['AGENT_IMAGE']}\nLABEL test=newer\n"
     newer = "test-agent:newer"
     build = ["docker", "build", "--quiet", "--tag", newer, "-"]
     subprocess.run(build, input=dockerfile, text=True, check=True, capture_output=True)

@@ -9,11 +9,11 @@ import pytest
 from rich.console import Console
 
 from cluster import engine
-from cluster.connection import ROOT
 from cluster.errors import ClusterError
-from cluster.local import LocalCluster, read_env, task_image
+from cluster.local import LocalCluster
 from tests.cluster.testing import TestCluster
 from tests.images import why_missing
+from tools.versions import read_versions, task_image
 
 
 def missing() -> str | None:
@@ -22,7 +22,7 @@ def missing() -> str | None:
         engine.require_engine()
     except ClusterError as error:
         return str(error)
-    versions = read_env(ROOT / "versions.env")
+    versions = read_versions()
     for name in ("MASTER_IMAGE", "AGENT_IMAGE", "POSTGRES_IMAGE"):
         if reason := why_missing(versions[name]):
             return reason

@@ -12,7 +12,8 @@ from cluster import connection, engine
 from cluster.cli import _data_settings
 from cluster.connection import ROOT, Connection, load_connection, save_connection
 from cluster.errors import ClusterError
-from cluster.local import LocalCluster, make_password, read_env
+from cluster.local import LocalCluster, make_password
+from tools.versions import read_variables, read_versions
 
 
 @pytest.fixture(autouse=True)
@@ -54,13 +55,13 @@ def test_the_env_file_keeps_its_passwords_and_nobody_else_reads_it(local: LocalC
     first = local._write_env("image:1", port=8080, slots=4)
     again = local._write_env("image:2", port=8081, slots=2)
     assert stat.S_IMODE(local.env_file.stat().st_mode) == 0o600
-    assert read_env(local.env_file) == again
+    assert read_variables(local.env_file) == again
     assert again["TASK_IMAGE"] == "image:2"
     assert again["MASTER_PORT"] == "8081"
     for name in ("DATABASE_PASSWORD", "ADMIN_PASSWORD"):
         assert first[name] == again[name]
     assert first["DATABASE_PASSWORD"] != first["ADMIN_PASSWORD"]
-    for name, value in read_env(ROOT / "versions.env").items():
+    for name, value in read_versions().items():
         assert name == "TASK_IMAGE" or again[name] == value
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from cluster.local import read_env
+from tools.versions import read_versions
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,27 +27,72 @@ def load(name: str) -> ModuleType:
 
 
 def test_the_dockerfile_defaults_to_the_base_in_the_versions_file() -> None:
-    base = read_env(ROOT / "versions.env")["BASE_IMAGE"]
+    base = read_versions()["BASE_IMAGE"]
     assert f"\nARG BASE_IMAGE={base}\n" in (ROOT / "docker" / "Dockerfile").read_text()
 
 
-def test_the_images_name_changes_with_what_it_is_made_from(tmp_path: Path) -> None:
+@pytest.fixture
+def copied(tmp_path: Path) -> Path:
+    """A copy of what the image's name depends on."""
     for part in ("versions.env", "pyproject.toml", "requirements.lock", "requirements-uv.txt"):
-        (tmp_path / part).write_bytes((ROOT / part).read_bytes())
+        shutil.copy(ROOT / part, tmp_path)
     (tmp_path / "docker").mkdir()
-    for file in (*(ROOT / "docker").glob("*.sh"), *(ROOT / "docker").glob("*.txt")):
-        (tmp_path / "docker" / file.name).write_bytes(file.read_bytes())
-        (tmp_path / "docker" / file.name).chmod(0o755)
-    (tmp_path / "docker" / "Dockerfile").write_text("FROM a\n")
+    for part in ("Dockerfile", "*.sh", "*.txt"):
+        for file in (ROOT / "docker").glob(part):
+            shutil.copy(file, tmp_path / "docker")
+    return tmp_path
 
-    def name() -> str:
-        return subprocess.check_output([tmp_path / "docker" / "image-name.sh"], text=True).strip()
 
-    first = name()
-    assert first.startswith("efficientdet-determined:0.38.1-")
-    assert name() == first
-    (tmp_path / "docker" / "Dockerfile").write_text("FROM b\n")
-    assert name() != first
+def name_of_image(repository: Path) -> str:
+    return subprocess.check_output([repository / "docker/image-name.sh"], text=True).strip()
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("versions.env", "BASE_IMAGE=debian:12.12-slim", "BASE_IMAGE=debian:13.1-slim"),
+        ("versions.env", "DETERMINED_VERSION=0.38.1", "DETERMINED_VERSION=0.38.2"),
+        ("versions.env", "TASK_IMAGE=efficientdet-determined", "TASK_IMAGE=another-name"),
+        ("pyproject.toml", '    "orjson",\n', ""),
+        ("requirements.lock", "absl-py==", "absl-py==1"),
+        ("requirements-uv.txt", "uv==", "uv==1"),
+        ("docker/Dockerfile", "python3-venv", "python3-full"),
+        ("docker/build-horovod.sh", "HOROVOD_WITH_GLOO=1", "HOROVOD_WITH_GLOO=0"),
+        ("docker/from-mirror.sh", "exec ", "exec  "),
+        ("docker/horovod.txt", "horovod==", "horovod==1"),
+        ("docker/horovod-build.txt", "cmake==", "cmake==1"),
+        ("docker/cuda-compiler.txt", "nvidia-nvvm==", "nvidia-nvvm==1"),
+    ],
+)
+def test_the_image_is_renamed_with_what_it_is_made_from(
+    copied: Path, file: str, old: str, new: str
+) -> None:
+    before = name_of_image(copied)
+    assert before.startswith("efficientdet-determined:0.38.1-")
+    assert before == name_of_image(ROOT)
+    text = (copied / file).read_text()
+    assert old in text
+    (copied / file).write_text(text.replace(old, new))
+    assert name_of_image(copied) != before
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("versions.env", "POSTGRES_IMAGE=", "# A comment\nPOSTGRES_IMAGE=another/"),
+        ("pyproject.toml", "line-length = 100", "line-length = 99"),
+        ("pyproject.toml", '    "pytest",\n', ""),
+        ("docker/image-name.sh", "set -euo pipefail", "set -euo pipefail # strict"),
+    ],
+)
+def test_the_image_keeps_its_name_with_what_it_does_not_hold(
+    copied: Path, file: str, old: str, new: str
+) -> None:
+    before = name_of_image(copied)
+    text = (copied / file).read_text()
+    assert old in text
+    (copied / file).write_text(text.replace(old, new))
+    assert name_of_image(copied) == before
 
 
 def test_versions_are_held_against_the_lock(tmp_path: Path) -> None:
