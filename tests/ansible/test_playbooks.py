@@ -119,9 +119,16 @@ def test_master_configuration(rendered: Path) -> None:
     assert master["security"]["tls"]["cert"].endswith("chain.crt")
     assert master["resource_manager"]["require_authentication"] is True
     assert master["checkpoint_storage"]["host_path"] == "/mnt/shared/checkpoints"
+    # Shared with the one-machine cluster.
+    assert master["feature_switches"] == ["prevent_blank_password"]
+    assert master["telemetry"] == {"enabled": False}
+    assert master["observability"] == {"enable_prometheus": True}
+    kept = {f"save_{what}": 1 for what in ("experiment_best", "trial_best", "trial_latest")}
+    assert kept.items() <= master["checkpoint_storage"].items()
     defaults = master["task_container_defaults"]
     assert defaults["image"] == "trial:1"
     assert defaults["network_mode"] == "host"
+    assert defaults["force_pull_image"] is False
     assert "http_proxy=http://proxy:3128" in defaults["environment_variables"]
     variables = defaults["environment_variables"]
     (no_proxy,) = [each for each in variables if each.startswith("no_proxy=")]
