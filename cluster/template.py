@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from determined.common.api import bindings
 
 from cluster.connection import Connection, explained
@@ -44,8 +43,3 @@ def set_template(connection: Connection, content: Mapping[str, Any]) -> None:
             ),
             template_name=connection.template,
         )
-
-
-def template_text(content: Mapping[str, Any]) -> str:
-    """The template as a file for `det template set`."""
-    return yaml.safe_dump(dict(content), sort_keys=False)
