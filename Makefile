@@ -6,129 +6,103 @@ SHELL := bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-builtin-rules
 
-# Without a word about the experiment, train-local trains the tiny detector.
+# If neither CONFIG nor OVERLAY is given, train-local trains the tiny detector.
 ifeq ($(origin CONFIG),undefined)
     local_overlay := experiments/overlays/mini.yaml
 endif
 CONFIG ?= experiments/const.yaml
-# The cluster that commands talk to: local is this machine's, main the inventory's.
+# The cluster that commands talk to: local is the one on this machine, main the inventory's.
 CLUSTER ?= main
 MINI_COCO := data/mini-coco
 PY := .venv/bin/python
 
-# The rooms import each other by name from the repository's root.
+# The packages import each other by name from the repository's root.
 export PYTHONPATH := $(CURDIR):$(CURDIR)/data-prep
-# Compiled modules are kept, even where the user's environment says not to, and out of the tree:
-# without them each start of a program that imports torch takes 15 s more.
+# Keep compiled modules, outside the tree, even if the user's environment says not to: without them
+# each start of a program that imports torch takes 15 s more.
 unexport PYTHONDONTWRITEBYTECODE
 export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/pycache
-# glibc hands large blocks back to the system as soon as they are free, and a training step asks for
+# glibc returns large blocks to the system as soon as they are freed, and a training step asks for
 # the same ones again: keeping them makes a step on a CPU up to four times as fast.
 export MALLOC_MMAP_THRESHOLD_ := 34359738368
 export MALLOC_TRIM_THRESHOLD_ := 34359738368
 
 include versions.env
 
-# Stops a target with a message if a variable that it needs is not given.
-need = $(if $($(1)),,$(error $(1)= is missing: make $@ $(2)))
-# The data set given, or the generated one.
+# Set if a command is only asked for its options.
+asks_help = $(filter --help,$(ARGS))
+# Stops a target with a message if a variable that it needs is missing.
+need = $(if $($(1))$(asks_help),,$(error $(1)= is missing: make $@ $(2)))
+# The given data set, or the generated one.
 data_folder = $(or $(DATA),$(MINI_COCO))
-mini_if_no_data = $(if $(DATA),,$(PY) -m cocodata mini $(MINI_COCO))
+mini_if_no_data = $(if $(DATA)$(asks_help),,$(PY) -m cocodata mini $(MINI_COCO))
 
-.PHONY: help
-help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-17s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
-
-.PHONY: setup
-setup: ## Make the environment .venv from the lock (PYTHON= names one of 3.11 to 3.13)
-	@PYTHON="$(PYTHON)" tools/setup.sh
-
-.PHONY: horovod
-horovod: setup ## Build Horovod against this torch and install it (some minutes, once)
-	@tools/horovod.sh
-
-.PHONY: mini-coco
-mini-coco: setup ## Generate the mini COCO in data/mini-coco
-	@$(PY) -m cocodata mini $(MINI_COCO)
-
-.PHONY: coco-check
-coco-check: setup ## Look at a data set as training does before it starts (DATA=)
-	$(call need,DATA,DATA=/data/coco)
-	@$(PY) -m cocodata check "$(DATA)"
-
-# The data set's way to the hosts. DATASET= names another one than COCO 2017.
-DATASET ?= coco
-# The folder that it is downloaded to and packed from.
-dataset_folder = $(or $(DATA),data/$(DATASET))
-archive_options = $(foreach archive,$(ARCHIVES),--archive '$(archive)') $(if $(PROXY),--proxy "$(PROXY)")
-
-.PHONY: coco-download
-coco-download: setup ## Download, check and unpack COCO 2017 (DATA= MIRROR= PROXY= ARCHIVES=)
-	$(if $(filter-out coco,$(DATASET)),$(call need,ARCHIVES,DATASET=shapes ARCHIVES="https://..."))
-	@$(PY) -m cocodata download "$(dataset_folder)" $(if $(MIRROR),--mirror "$(MIRROR)") \
-	    $(archive_options) $(ARGS)
-
-.PHONY: coco-verify
-coco-verify: setup ## Decode every image, compare all hashes; REPAIR=1 mends (DATA= ARCHIVES= PROXY=)
-	@$(PY) -m cocodata verify "$(dataset_folder)" $(if $(REPAIR),--repair $(archive_options)) $(ARGS)
-
-.PHONY: coco-pack
-coco-pack: setup ## Seal a verified data set into one image for coco-sync (DATASET= DATA=)
-	@$(PY) -m cocodata pack "$(dataset_folder)" data/packed --name "$(DATASET)"
-
-# A live display reaches the terminal past Ansible.
-coco_playbook = ANSIBLE_CONFIG=ansible/ansible.cfg PATH="$(CURDIR)/.venv/bin:$$PATH" \
-    .venv/bin/ansible-playbook --inventory "$(INVENTORY)" $(if $(LIMIT),--limit "$(LIMIT)") \
-    --extra-vars "coco_dataset=$(DATASET) coco_bandwidth=$(BANDWIDTH) coco_terminal=$$(tty | grep ^/ || true)" \
-    $(1) $(ARGS) ansible/coco-sync.yml
-
-.PHONY: coco-sync
-coco-sync: setup ## Bring a packed data set to all hosts (DATASET= INVENTORY= LIMIT= BANDWIDTH=)
-	@$(coco_playbook)
-
-.PHONY: coco-verify-hosts
-coco-verify-hosts: setup ## Read all bytes of the data set on the hosts; REPAIR=1 mends (INVENTORY=)
-	@$(call coco_playbook,--extra-vars "coco_verify=true coco_repair=$(if $(REPAIR),true,false)")
-
-.PHONY: coco-manifest
-coco-manifest: setup ## Write a data set's manifest: sizes, hashes and its version (DATA=)
-	$(call need,DATA,DATA=/data/coco)
-	@$(PY) -m cocodata manifest "$(DATA)"
+##@ Train
 
 .PHONY: train-local
-train-local: setup ## Train here without a cluster (DATA= CONFIG= OVERLAY= OUT= HPARAMS="lr=.1")
+train-local: setup ## Train here, no cluster (DATA= CONFIG= OVERLAY= OUT= HPARAMS="lr=.1" ARGS=)
 	@$(mini_if_no_data)
 	@$(PY) experiments/train.py --config "$(CONFIG)" --data "$(data_folder)" \
 	    $(foreach overlay,$(or $(OVERLAY),$(local_overlay)),--overlay "$(overlay)") \
 	    $(if $(OUT),--out "$(OUT)") $(foreach setting,$(HPARAMS),--set '$(setting)') $(ARGS)
 
-# A folder or file here; or, with EXPERIMENT= (its id, or a checkpoint's UUID), one of a cluster's.
+train_on_cluster = $(PY) -m cluster train experiments/$(1).yaml --cluster "$(CLUSTER)" \
+    $(foreach overlay,$(OVERLAY),--overlay "$(overlay)") \
+    $(if $(filter-out coco,$(DATASET)),--dataset "$(DATASET)") \
+    $(foreach setting,$(HPARAMS),--config 'hyperparameters.$(setting)') $(ARGS)
+
+.PHONY: train-const
+train-const: setup ## Train on one slot of a cluster (CLUSTER= DATASET= OVERLAY= HPARAMS= ARGS=)
+	@$(call train_on_cluster,const)
+
+.PHONY: train-distributed
+train-distributed: setup ## Train on several slots (CLUSTER= DATASET= OVERLAY= HPARAMS= ARGS=)
+	@$(call train_on_cluster,distributed)
+
+.PHONY: train-adaptive
+train-adaptive: setup ## Search hyperparameters (CLUSTER= DATASET= OVERLAY= HPARAMS= ARGS=)
+	@$(call train_on_cluster,adaptive)
+
+.PHONY: follow
+follow: setup ## Follow a running experiment to its end (EXPERIMENT= CLUSTER=)
+	$(call need,EXPERIMENT,EXPERIMENT=12)
+	@$(PY) -m cluster follow "$(EXPERIMENT)" --cluster "$(CLUSTER)"
+
+# A folder or file here, or one downloaded from a cluster: EXPERIMENT= is an experiment's number or a
+# checkpoint's UUID.
 find_checkpoint = checkpoint=$(if $(EXPERIMENT),"$$($(PY) -m cluster fetch "$(EXPERIMENT)" \
     --cluster "$(CLUSTER)")","$(CHECKPOINT)")
 
 .PHONY: evaluate
-evaluate: setup ## Print COCO's metrics (CHECKPOINT= or EXPERIMENT=, DATA= OUT= MODEL=)
+evaluate: setup ## Print COCO metrics (CHECKPOINT= | EXPERIMENT= CLUSTER=, DATA= OUT= MODEL= ARGS=)
 	$(if $(EXPERIMENT),,$(call need,CHECKPOINT,CHECKPOINT=runs/... DATA=...))
 	@$(mini_if_no_data)
 	@$(find_checkpoint); $(PY) experiments/evaluate.py --checkpoint "$$checkpoint" \
 	    --data "$(data_folder)" $(if $(OUT),--out "$(OUT)") $(if $(MODEL),--model "$(MODEL)") $(ARGS)
 
 .PHONY: predict
-predict: setup ## Draw detections (CHECKPOINT= or EXPERIMENT=, IMAGES= OUT= MODEL=)
+predict: setup ## Draw detections (CHECKPOINT= | EXPERIMENT= CLUSTER=, IMAGES= OUT= MODEL= ARGS=)
 	$(if $(EXPERIMENT),,$(call need,CHECKPOINT,CHECKPOINT=runs/... IMAGES=folder))
 	$(call need,IMAGES,CHECKPOINT=runs/... IMAGES=folder)
 	@$(find_checkpoint); $(PY) experiments/predict.py --checkpoint "$$checkpoint" \
 	    --images "$(IMAGES)" $(if $(OUT),--out "$(OUT)") $(if $(MODEL),--model "$(MODEL)") $(ARGS)
+
+.PHONY: report
+report: setup ## Tables, plots and CSV of experiments (EXPERIMENTS="1 2" CLUSTER= OUT= ARGS=)
+	$(call need,EXPERIMENTS,EXPERIMENTS="1 2 3")
+	@$(PY) -m cluster report --cluster "$(CLUSTER)" $(if $(OUT),--out "$(OUT)") $(ARGS) -- "$(EXPERIMENTS)"
+
+##@ One machine
 
 .PHONY: image
 image: setup ## Build the task image, which trials run in (BASE_IMAGE=)
 	@$(PY) docker/build_image.py "$$(docker/image-name.sh)" --base "$(BASE_IMAGE)"
 
 .PHONY: local-up
-local-up: setup ## Start a cluster on this machine (AGENTS= SLOTS= PORT= DATA=)
+local-up: setup ## Start a cluster on this machine (AGENTS= SLOTS= PORT= DATA= ARGS=)
 	@$(mini_if_no_data)
 	@$(PY) -m cluster up --data "$(data_folder)" $(if $(AGENTS),--agents $(AGENTS)) \
-	    $(if $(SLOTS),--slots $(SLOTS)) $(if $(PORT),--port $(PORT))
+	    $(if $(SLOTS),--slots $(SLOTS)) $(if $(PORT),--port $(PORT)) $(ARGS)
 
 .PHONY: local-down
 local-down: setup ## Stop the cluster on this machine; its data stays
@@ -138,105 +112,147 @@ local-down: setup ## Stop the cluster on this machine; its data stays
 local-destroy: setup ## Remove the cluster on this machine with all its data (SURE=yes)
 	@$(PY) -m cluster destroy $(if $(filter yes,$(SURE)),--sure)
 
-train_on_cluster = $(PY) -m cluster train experiments/$(1).yaml --cluster "$(CLUSTER)" \
-    $(foreach overlay,$(OVERLAY),--overlay "$(overlay)") \
-    $(if $(filter-out coco,$(DATASET)),--dataset "$(DATASET)") \
-    $(foreach setting,$(HPARAMS),--config 'hyperparameters.$(setting)') $(ARGS)
+##@ Your machines
 
-.PHONY: train-const
-train-const: setup ## Train on one slot of a cluster (CLUSTER= OVERLAY= HPARAMS=)
-	@$(call train_on_cluster,const)
-
-.PHONY: train-distributed
-train-distributed: setup ## Train on several slots of a cluster (CLUSTER= OVERLAY= HPARAMS=)
-	@$(call train_on_cluster,distributed)
-
-.PHONY: train-adaptive
-train-adaptive: setup ## Search hyperparameters on a cluster (CLUSTER= OVERLAY= HPARAMS=)
-	@$(call train_on_cluster,adaptive)
-
-.PHONY: follow
-follow: setup ## Follow an experiment to its end (EXPERIMENT= CLUSTER=)
-	$(call need,EXPERIMENT,EXPERIMENT=12)
-	@$(PY) -m cluster follow "$(EXPERIMENT)" --cluster "$(CLUSTER)"
-
-.PHONY: report
-report: setup ## Tables, plots, CSV of a cluster's experiments (EXPERIMENTS="1 2" CLUSTER= OUT=)
-	$(call need,EXPERIMENTS,EXPERIMENTS="1 2 3")
-	@$(PY) -m cluster report --cluster "$(CLUSTER)" $(if $(OUT),--out "$(OUT)") -- "$(EXPERIMENTS)"
-
-# Clusters on hosts of one's own (ansible/). INVENTORY= names them, ARGS= goes to ansible-playbook.
+# Clusters on other machines (ansible/). INVENTORY= names them, ARGS= is passed to ansible-playbook.
 INVENTORY ?= hosts.yml
-on_hosts = $(PY) ansible/command.py $(1) --inventory "$(INVENTORY)" $(2) -- $(ARGS)
+on_hosts = $(PY) ansible/command.py $(1) --inventory "$(INVENTORY)" $(2) $(or $(asks_help),-- $(ARGS))
 limited = $(if $(LIMIT),--limit "$(LIMIT)")
 
 .PHONY: cluster-up
-cluster-up: setup ## Make a cluster of the inventory's hosts (INVENTORY= LIMIT=)
+cluster-up: setup ## Make the inventory's hosts a cluster, or repair it (INVENTORY= LIMIT= ARGS=)
 	@$(call on_hosts,up,$(limited))
 
 .PHONY: cluster-status
-cluster-status: setup ## Show hosts, slots, versions, experiments (INVENTORY= LIMIT= JSON=1)
+cluster-status: setup ## Show hosts, slots, versions, experiments (INVENTORY= LIMIT= JSON=1 ARGS=)
 	@$(call on_hosts,status,$(limited) $(if $(JSON),--json))
 
 .PHONY: cluster-doctor
-cluster-doctor: setup ## Check all that trials need, with remedies (INVENTORY= LIMIT= JSON=1)
+cluster-doctor: setup ## Check all that trials need, with remedies (INVENTORY= LIMIT= JSON=1 ARGS=)
 	@$(call on_hosts,doctor,$(limited) $(if $(JSON),--json))
 
 .PHONY: cluster-drain
-cluster-drain: setup ## Let a host finish its trials and take no more (HOST= INVENTORY=)
+cluster-drain: setup ## Let a host finish its trials and take no more (HOST= INVENTORY= ARGS=)
 	$(call need,HOST,HOST=node2)
 	@$(call on_hosts,drain,--host "$(HOST)")
 
 .PHONY: cluster-undrain
-cluster-undrain: setup ## Let a drained host take trials again (HOST= INVENTORY=)
+cluster-undrain: setup ## Let a drained host take trials again (HOST= INVENTORY= ARGS=)
 	$(call need,HOST,HOST=node2)
 	@$(call on_hosts,undrain,--host "$(HOST)")
 
 .PHONY: cluster-remove
-cluster-remove: setup ## Take a host out of the cluster and clean it (HOST= INVENTORY=)
+cluster-remove: setup ## Take a host out of the cluster and clean it up (HOST= INVENTORY= ARGS=)
 	$(call need,HOST,HOST=node2)
 	@$(call on_hosts,remove,--host "$(HOST)")
 
 .PHONY: cluster-upgrade
-cluster-upgrade: setup ## Bring a cluster to this repository's versions (INVENTORY= LIMIT=)
+cluster-upgrade: setup ## Upgrade to this repository's versions (INVENTORY= LIMIT= ARGS=)
 	@$(call on_hosts,upgrade,$(limited))
 
-.PHONY: cluster-down
-cluster-down: setup ## Take a cluster down (INVENTORY= SURE=yes DELETE_DATA=yes)
-	@$(call on_hosts,down,$(if $(filter yes,$(SURE)),--yes) \
-	    $(if $(filter yes,$(DELETE_DATA)),--delete-data))
-
 .PHONY: cluster-backup
-cluster-backup: setup ## Write the master's database into backups/ (INVENTORY=)
+cluster-backup: setup ## Save the master's database to backups/ (INVENTORY= ARGS=)
 	@$(call on_hosts,backup)
 
 .PHONY: cluster-restore
-cluster-restore: setup ## Put the master's database back (FILE=backups/... INVENTORY=)
+cluster-restore: setup ## Restore the master's database (FILE=backups/... INVENTORY= ARGS=)
 	$(call need,FILE,FILE=backups/...)
 	@$(call on_hosts,restore,--file "$(FILE)")
 
+.PHONY: cluster-down
+cluster-down: setup ## Take a cluster down (INVENTORY= SURE=yes DELETE_DATA=yes ARGS=)
+	@$(call on_hosts,down,$(if $(filter yes,$(SURE)),--yes) \
+	    $(if $(filter yes,$(DELETE_DATA)),--delete-data))
+
 .PHONY: offline-bundle
-offline-bundle: setup ## Gather all that hosts without internet need (OUT=offline-bundle)
+offline-bundle: setup ## Collect what hosts without internet need (OUT=offline-bundle ARGS=)
 	@$(PY) ansible/bundle.py make --out "$(or $(OUT),offline-bundle)" $(ARGS)
 
-.PHONY: test-hosts
-test-hosts: setup ## Test a cluster's whole life on hosts in containers (45 minutes, 35 GB)
-	@TEST_HOSTS=yes $(PY) tools/run_tests.py --no-lint -m cluster tests/ansible
+##@ Data
+
+# DATASET= names a data set other than COCO 2017.
+DATASET ?= coco
+# The folder that it is downloaded to and packed from.
+dataset_folder = $(or $(DATA),data/$(DATASET))
+archive_options = $(foreach archive,$(ARCHIVES),--archive '$(archive)') $(if $(PROXY),--proxy "$(PROXY)")
+
+.PHONY: mini-coco
+mini-coco: setup ## Generate the mini COCO in data/mini-coco (ARGS=)
+	@$(PY) -m cocodata mini $(MINI_COCO) $(ARGS)
+
+.PHONY: coco-download
+coco-download: setup ## Download and unpack COCO (DATASET= DATA= MIRROR= PROXY= ARCHIVES= ARGS=)
+	$(if $(filter-out coco,$(DATASET)),$(call need,ARCHIVES,DATASET=shapes ARCHIVES="https://..."))
+	@$(PY) -m cocodata download "$(dataset_folder)" $(if $(MIRROR),--mirror "$(MIRROR)") \
+	    $(archive_options) $(ARGS)
+
+.PHONY: coco-check
+coco-check: setup ## Check a data set as training does before it starts (DATA= ARGS=)
+	$(call need,DATA,DATA=/data/coco)
+	@$(PY) -m cocodata check "$(DATA)" $(ARGS)
+
+.PHONY: coco-manifest
+coco-manifest: setup ## Write a manifest: sizes, hashes and a version (DATA= ARGS=)
+	$(call need,DATA,DATA=/data/coco)
+	@$(PY) -m cocodata manifest "$(DATA)" $(ARGS)
+
+.PHONY: coco-verify
+coco-verify: setup ## Decode and hash all images (DATASET= DATA= REPAIR=1 ARCHIVES= PROXY= ARGS=)
+	@$(PY) -m cocodata verify "$(dataset_folder)" $(if $(REPAIR),--repair $(archive_options)) $(ARGS)
+
+.PHONY: coco-pack
+coco-pack: setup ## Pack a verified data set into one image for coco-sync (DATASET= DATA= ARGS=)
+	@$(PY) -m cocodata pack "$(dataset_folder)" data/packed --name "$(DATASET)" $(ARGS)
+
+# The progress display writes to the terminal itself, since Ansible captures output.
+coco_playbook = ANSIBLE_CONFIG=ansible/ansible.cfg PATH="$(CURDIR)/.venv/bin:$$PATH" \
+    .venv/bin/ansible-playbook --inventory "$(INVENTORY)" $(if $(LIMIT),--limit "$(LIMIT)") \
+    --extra-vars "coco_dataset=$(DATASET) coco_bandwidth=$(BANDWIDTH) coco_terminal=$$(tty | grep ^/ || true)" \
+    $(1) $(ARGS) ansible/coco-sync.yml
+
+.PHONY: coco-sync
+coco-sync: setup ## Copy a packed data set to hosts (DATASET= INVENTORY= LIMIT= BANDWIDTH= ARGS=)
+	@$(coco_playbook)
+
+.PHONY: coco-verify-hosts
+coco-verify-hosts: setup ## Read all of it on the hosts (DATASET= INVENTORY= LIMIT= REPAIR=1 ARGS=)
+	@$(call coco_playbook,--extra-vars "coco_verify=true coco_repair=$(if $(REPAIR),true,false)")
+
+##@ Develop
+
+.PHONY: help
+help: ## List the targets with their variables
+	@printf '%s\n' 'Variables follow the target: make train-local DATA=/data/coco OUT=runs/d0' \
+	    'ARGS= passes on further options; ARGS=--help explains them: make train-local ARGS=--help'
+	@awk -F ':.*## ' '/^##@ / {print "\n" substr($$0, 5)} \
+	    /^[a-z-]+:.*## / {printf "  %-17s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: setup
+setup: ## Make the environment .venv from the lock (PYTHON= names one of 3.11 to 3.13)
+	@PYTHON="$(PYTHON)" tools/setup.sh
+
+.PHONY: horovod
+horovod: setup ## Build Horovod against this torch and install it (some minutes, once)
+	@tools/horovod.sh
 
 .PHONY: test
-test: setup ## Lint, then run the tests (TESTS= chooses some)
+test: setup ## Lint, then run the tests (TESTS=tests/model runs some of them)
 	@$(PY) tools/run_tests.py -m "not cluster and not hosts" $(TESTS)
 
 .PHONY: test-sync
-test-sync: setup ## Sync a data set among hosts in network namespaces, with kills (minutes)
+test-sync: setup ## Test coco-sync between hosts in namespaces, with kills (COCO_SYNC_REPEATS=)
 	@$(PY) tools/run_tests.py --no-lint -m hosts tests/data_prep
 
 .PHONY: test-cluster
-test-cluster: setup ## Run the tests that need Docker and Determined's images (TESTS= chooses some)
+test-cluster: setup ## Run the tests that need Docker and Determined's images (TESTS=)
 	@$(PY) tools/run_tests.py --no-lint -m cluster $(or $(TESTS),tests/cluster)
 
+.PHONY: test-hosts
+test-hosts: setup ## A cluster's whole life (TEST_HOSTS_PROXY= TEST_HOSTS_BUNDLE= TEST_HOSTS_IMAGE=)
+	@TEST_HOSTS=yes $(PY) tools/run_tests.py --no-lint -m cluster tests/ansible
+
 .PHONY: lint
-lint: setup ## Look for faults of style and type in all files
+lint: setup ## Check the style and types of all files
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/mypy bench cluster data-prep docker model experiments tools
@@ -246,20 +262,20 @@ lint: setup ## Look for faults of style and type in all files
 	.venv/bin/hadolint docker/Dockerfile
 
 .PHONY: format
-format: setup ## Format the Python files and mend what can be mended
+format: setup ## Format the Python files and fix what can be fixed
 	.venv/bin/ruff format .
 	.venv/bin/ruff check --fix .
 
 .PHONY: bench
-bench: setup ## Measure side by side with peers; results in bench/results (OUT= DATA= ARGS=)
+bench: setup ## Measure next to peers; results in bench/results (OUT= DATA= ARGS=)
 	@$(PY) -m bench $(if $(OUT),--out "$(OUT)") $(if $(DATA),--data "$(DATA)") $(ARGS)
 
 .PHONY: bench-coco-sync
-bench-coco-sync: setup ## Measure coco-sync beside rsync on shaped links, as root (OUT= ARGS=)
+bench-coco-sync: setup ## Measure coco-sync next to rsync on shaped links, as root (OUT= ARGS=)
 	@$(PY) -m bench.coco_sync $(if $(OUT),--out "$(OUT)") $(ARGS)
 
 .PHONY: lock
-lock: setup ## Write requirements.lock anew from pyproject.toml
+lock: setup ## Update requirements.lock from pyproject.toml
 	.uv/bin/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url \
 	    --python-version 3.11 --group control --group dev pyproject.toml -o requirements.lock
 
