@@ -150,7 +150,9 @@ def main() -> None:
     parser.add_argument("more", nargs="*")
     arguments = parser.parse_args()
     if shutil.which("docker") is None:
-        raise SystemExit("error: docker is missing. Install Docker's engine, or see the README")
+        raise SystemExit(
+            "error: docker is missing. Install Docker's engine, or see docs/single-machine.md"
+        )
     start = time.monotonic()
     steps = run_build(build_command(arguments.name, arguments.base, arguments.more))
     print_summary(arguments.name, steps, time.monotonic() - start)
