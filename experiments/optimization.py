@@ -12,8 +12,8 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from experiments.hparams import HParamError, HParams
 
-# torch's own optimizers have fused kernels; timm's "fused" names would need NVIDIA's apex instead.
-_TORCH_FUSED = {"sgd", "momentum", "nesterov", "adam", "adamw"}
+# Names that timm gives torch's SGD.
+_SGD_NAMES = {"sgd", "momentum", "nesterov"}
 _SCHEDULES = ("cosine", "tanh", "step", "plateau", "poly", "constant")
 
 
@@ -30,21 +30,23 @@ def scaled_lr(hparams: HParams) -> float:
 def build_optimizer(model: nn.Module, hparams: HParams) -> torch.optim.Optimizer:
     """The optimizer over the model's parameters; biases and norms are not decayed.
 
+    A name that begins with "fused" is the optimizer without it. timm's optimizers of these names
+    need NVIDIA's apex. torch's own fused kernels round differently from its other ones, and its
+    fused SGD must not run under a loss scaler: it makes momentum buffers in uninitialized memory
+    at the first step, is called even where gradients overflowed, and takes what the buffers
+    hold for momentum at the next step. On a GPU torch steps all parameters in a few launches
+    without them.
+
     Raises:
         HParamError: timm has no optimizer of that name.
     """
-    name = hparams.opt.lower()
-    options: dict[str, Any] = {}
-    if name.startswith("fused"):
-        name = name.removeprefix("fused")
-        # On a CPU the fused kernels take a step that float16's loss scaling wants skipped.
-        if name in _TORCH_FUSED and next(model.parameters()).is_cuda:
-            options["fused"] = True
+    name = hparams.opt.lower().removeprefix("fused")
     if name not in list_optimizers():
         raise HParamError(
             f"opt: timm has no optimizer {hparams.opt!r}; it has {', '.join(list_optimizers())}"
         )
-    if hparams.opt_eps is not None and name not in {"sgd", "momentum", "nesterov"}:
+    options: dict[str, Any] = {}
+    if hparams.opt_eps is not None and name not in _SGD_NAMES:
         options["eps"] = hparams.opt_eps
     return create_optimizer_v2(
         model,

@@ -284,9 +284,11 @@ class EfficientDetTrial(pytorch.PyTorchTrial):
             self.clip(parameters)
 
     def _hold_loss_scale(self, scaler: torch.amp.GradScaler) -> None:
+        """Keep the loss scale at or above its floor, on the device: reading it would wait."""
         floor = self.hparams.min_loss_scale
-        if floor is not None and scaler.get_scale() < floor:
-            scaler.update(new_scale=floor)
+        if floor is not None:
+            scale = scaler.scale(torch.ones((), device=self.device))
+            scaler.update(new_scale=scale.clamp(min=floor))
 
     # Evaluation.
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import DetectorConfig
+from model.device import runs_eagerly_on_cpu
 from model.targets import AnchorTargets
 
 # Logits that are worked on at a time on a CPU, so that the passes over them stay in its cache.
@@ -123,9 +124,8 @@ class FocalSum(torch.autograd.Function):
 def _without_ignored(logits: Tensor, class_targets: Tensor) -> Tensor:
     """Give the anchors that are left out (-2) logits with neither loss nor slope."""
     ignored = class_targets == -2
-    if logits.device.type == "cpu" and not torch.compiler.is_compiling() and not ignored.any():
-        # Looking is cheaper than masking here. A GPU would have to wait for the answer.
-        return logits
+    if runs_eagerly_on_cpu(logits) and not ignored.any():
+        return logits  # looking is cheaper than masking
     ignored = ignored.permute(0, 3, 1, 2).unsqueeze(2)
     by_anchor = logits.unflatten(1, (class_targets.shape[-1], -1))
     return by_anchor.masked_fill(ignored, _NEVER).flatten(1, 2)
@@ -133,7 +133,7 @@ def _without_ignored(logits: Tensor, class_targets: Tensor) -> Tensor:
 
 def _chunks(logits: Tensor, slope: Tensor) -> list[tuple[Tensor, Tensor]]:
     """Both tensors in the same pieces, as they lie in memory."""
-    if logits.device.type != "cpu" or torch.compiler.is_compiling():
+    if not runs_eagerly_on_cpu(logits):
         return [(logits, slope)]
     if logits.is_contiguous(memory_format=torch.channels_last):
         logits, slope = logits.permute(0, 2, 3, 1), slope.permute(0, 2, 3, 1)

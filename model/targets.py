@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from model.anchors import encode_boxes
+from model.device import runs_eagerly_on_cpu
 
 # An anchor whose best overlap with a box is at least this learns that box.
 MATCH_THRESHOLD = 0.5
@@ -47,9 +48,8 @@ def assign_targets(anchors: Tensor, boxes: Tensor, classes: Tensor) -> AnchorTar
     """
     valid = classes > -1
     boxes = boxes.float()
-    if boxes.device.type == "cpu" and not torch.compiler.is_compiling():
-        # Padding costs as much as boxes, and most of a batch is padding. Elsewhere, looking for
-        # its end would make the device wait, and a shape that depends on data cannot be compiled.
+    if runs_eagerly_on_cpu(boxes):
+        # Padding costs as much as boxes, and most of a batch is padding.
         used = int((valid * torch.arange(1, valid.shape[1] + 1)).amax()) if valid.numel() else 0
         valid, boxes, classes = valid[:, :used], boxes[:, :used], classes[:, :used]
     num_images, num_boxes = valid.shape
@@ -84,7 +84,7 @@ def _match(anchors: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if torch.compiler.is_compiling():
         chunk = len(anchors)  # the compiler fuses the overlaps away
     else:
-        budget = _CPU_PAIRS if boxes.device.type == "cpu" else _DEVICE_PAIRS
+        budget = _CPU_PAIRS if runs_eagerly_on_cpu(boxes) else _DEVICE_PAIRS
         chunk = max(1, budget // num_pairs)
     y1, x1, y2, x2 = boxes.unsqueeze(-1).unbind(2)  # (N, M, 1) each
     area = (y2 - y1) * (x2 - x1)
