@@ -2,6 +2,7 @@
 
 Determined's command line takes changes as `--config key.inner=value`. An overlay is a file of such
 changes, and this module writes them out, so that the same overlay works with `make` and by hand.
+Determined merges every mapping; one that must replace what is there is set to null first.
 """
 
 import sys
@@ -12,7 +13,7 @@ from typing import Any
 import yaml
 
 from cluster.errors import ClusterError
-from experiments.config import ConfigError, apply_overlay, read_yaml
+from experiments.config import ConfigError, apply_overlay, names_its_kind, read_yaml
 
 
 def overlay_arguments(files: Sequence[Path]) -> list[str]:
@@ -44,6 +45,8 @@ def _flatten(changes: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str
         if "." in str(key):
             raise ClusterError(f"{prefix}{key}: a key with a dot cannot be given on a command line")
         if isinstance(value, Mapping) and value:
+            if names_its_kind(str(key), value):
+                yield f"{prefix}{key}", "null"
             yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", _written(f"{prefix}{key}", value)

@@ -4,6 +4,7 @@ The trial reads `hyperparameters`, `data`, the periods and the searcher's metric
 (resources, mounts, image) is Determined's and does nothing off a cluster.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ import yaml
 from experiments.hparams import HParamError, HParams, parse_hparams
 
 _UNITS = ("batches", "epochs", "records")
+_LENGTHS = ("min_validation_period", "min_checkpoint_period", "max_length")
 _DATA_KEYS = ("path", "train", "val", "version")
 
 
@@ -87,13 +89,32 @@ def apply_settings(config: dict[str, Any], settings: Sequence[str]) -> None:
 
 
 def apply_overlay(config: dict[str, Any], overlay: Mapping[str, Any]) -> None:
-    """Change a configuration as Determined's command line does: mappings merge, others replace."""
+    """Change a configuration: mappings merge, all other values replace.
+
+    A mapping that names its kind replaces too, since what belongs to another kind would be refused
+    next to it.
+    """
     for key, value in overlay.items():
         inner = config.get(key)
-        if isinstance(value, Mapping) and isinstance(inner, dict):
+        if (
+            isinstance(value, Mapping)
+            and isinstance(inner, dict)
+            and not names_its_kind(key, value)
+        ):
             apply_overlay(inner, value)
         else:
-            config[key] = value
+            config[key] = copy.deepcopy(value)
+
+
+def names_its_kind(key: str, value: Mapping[str, Any]) -> bool:
+    """Whether a mapping is one of several kinds, and so must be given whole.
+
+    These are periods, whose unit is their key; ranges to search and checkpoint storage, with
+    their `type`; and the searcher, with its `name`.
+    """
+    if key in _LENGTHS:
+        return any(unit in value for unit in _UNITS)
+    return ("name" if key == "searcher" else "type") in value
 
 
 def _period(config: Mapping[str, Any], key: str) -> Period:

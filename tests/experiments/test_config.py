@@ -4,6 +4,7 @@ import copy
 from pathlib import Path
 
 import pytest
+import yaml
 from determined.cli import ntsc
 from hypothesis import given
 from hypothesis import strategies as st
@@ -116,11 +117,61 @@ def test_overlays_change_a_configuration_as_determineds_command_line_does(
     theirs = ntsc.parse_config_overrides(copy.deepcopy(ours), overlay_arguments(files)[1::2])
     for file in files:
         apply_overlay(ours, read_yaml(file))
-    if name == "adaptive":  # its values are the searcher's
-        assert ours["hyperparameters"]["lr"]["type"] == "log"
-        ours["hyperparameters"]["lr"], theirs["hyperparameters"]["lr"] = {}, {}
-        ours["hyperparameters"]["opt"], theirs["hyperparameters"]["opt"] = {}, {}
-        ours["hyperparameters"]["weight_decay"] = theirs["hyperparameters"]["weight_decay"]
-    else:
+    if name != "adaptive":  # its values are the searcher's
         parse_config(ours)
     assert ours == theirs
+
+
+_BASE = {
+    "min_validation_period": {"epochs": 1},
+    "hyperparameters": {"lr": {"type": "double", "minval": 1, "maxval": 2}, "opt": "sgd"},
+    "searcher": {"name": "adaptive_asha", "metric": "AP", "max_trials": 5},
+    "checkpoint_storage": {"type": "shared_fs", "host_path": "/x"},
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "result"),
+    [
+        ({"min_validation_period": {"batches": 3}}, {"batches": 3}),
+        (
+            {"hyperparameters": {"lr": {"type": "log", "base": 10}}},
+            {"lr": {"type": "log", "base": 10}, "opt": "sgd"},
+        ),
+        (
+            {"hyperparameters": {"lr": {"minval": 1.5}}},
+            {"lr": {"type": "double", "minval": 1.5, "maxval": 2}, "opt": "sgd"},
+        ),
+        ({"hyperparameters": {"lr": 0.1}}, {"lr": 0.1, "opt": "sgd"}),
+        (
+            {"hyperparameters": {"opt": {"type": "categorical", "vals": ["sgd"]}}},
+            {
+                "lr": {"type": "double", "minval": 1, "maxval": 2},
+                "opt": {"type": "categorical", "vals": ["sgd"]},
+            },
+        ),
+        (
+            {"hyperparameters": {"epochs": 2}},  # the name of a unit, but no period
+            {"lr": {"type": "double", "minval": 1, "maxval": 2}, "opt": "sgd", "epochs": 2},
+        ),
+        ({"searcher": {"name": "single", "metric": "AP"}}, {"name": "single", "metric": "AP"}),
+        (
+            {"searcher": {"max_trials": 2}},
+            {"name": "adaptive_asha", "metric": "AP", "max_trials": 2},
+        ),
+        ({"checkpoint_storage": {"type": "s3", "bucket": "b"}}, {"type": "s3", "bucket": "b"}),
+    ],
+    ids=str,
+)
+def test_what_names_its_kind_replaces_and_the_rest_merges(
+    change: dict, result: dict, tmp_path: Path
+) -> None:
+    """Off a cluster and through Determined's command line alike."""
+    (section,) = change
+    here = copy.deepcopy(_BASE)
+    apply_overlay(here, change)
+    assert here == {**_BASE, section: result}
+    file = tmp_path / "overlay.yaml"
+    file.write_text(yaml.safe_dump(change))
+    arguments = overlay_arguments([file])[1::2]
+    assert ntsc.parse_config_overrides(copy.deepcopy(_BASE), arguments) == here
