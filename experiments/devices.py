@@ -65,6 +65,14 @@ def _reason() -> str:
     return "it sees none"
 
 
+def allow_tf32() -> None:
+    """Let a GPU multiply float32 matrices in TF32; training and evaluation must both call it.
+
+    Convolutions use TF32 by torch's default. Nothing changes on a processor.
+    """
+    torch.set_float32_matmul_precision("high")
+
+
 def best_device() -> torch.device:
     """A GPU where there is one, else the processor.
 

@@ -12,7 +12,6 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "data-prep")]
 
 import numpy as np  # noqa: E402
-import torch  # noqa: E402
 import typer  # noqa: E402
 from rich.console import Console  # noqa: E402
 
@@ -28,6 +27,7 @@ from experiments.evaluation.inference import (  # noqa: E402
     open_detector,
     with_progress,
 )
+from experiments.evaluation.loop import detect_batch  # noqa: E402
 from experiments.evaluation.pictures import (  # noqa: E402
     Pictures,
     find_pictures,
@@ -37,7 +37,7 @@ from experiments.evaluation.pictures import (  # noqa: E402
 from experiments.evaluation.report import save_image  # noqa: E402
 from experiments.input import EvalLoader, SampleError  # noqa: E402
 from experiments.progress import print_error  # noqa: E402
-from model import EfficientDet, anchor_boxes, detect  # noqa: E402
+from model import EfficientDet, anchor_boxes  # noqa: E402
 
 _COCO_CLASSES = 90
 
@@ -72,7 +72,6 @@ def class_categories(
     return Categories(ids=tuple(range(1, num_classes + 1)), names=tuple(names))
 
 
-@torch.inference_mode()
 def detect_in(
     detector: EfficientDet, split: Split, *, batch_size: int, threads: int | None
 ) -> Detections:
@@ -85,9 +84,8 @@ def detect_in(
         split, evaluation_input(config, device=device, threads=threads), batch_size=batch_size
     ) as loader:
         for batch in with_progress(loader, len(loader)):
-            logits, regressions = detector(batch["image"].to(device))
-            scale, size = batch["image_scale"].to(device), batch["image_size"].to(device)
-            found = detect(logits, regressions, anchors, config, scale, size)
+            on_device = {name: tensor.to(device) for name, tensor in batch.items()}
+            _, _, found = detect_batch(detector, anchors, on_device)
             table.add(batch["image_id"], found)
     return table.gather(SingleProcess(), split.categories)
 

@@ -19,6 +19,7 @@ from experiments.communication import Communicator, HorovodCommunicator
 from experiments.config import ExperimentConfig
 from experiments.detector import build_from_hparams, detector_overrides
 from experiments.evaluation import CocoGroundTruth
+from experiments.evaluation.inference import evaluation_input
 from experiments.evaluation.loop import Evaluation, SplitEvaluator, evaluate_detector
 from experiments.feeding import PinnedBatches, RankShard
 from experiments.hparams import HParams
@@ -156,22 +157,31 @@ class EfficientDetTrial(pytorch.PyTorchTrial):
 
     # Input.
 
-    def _input_config(self, *, training: bool) -> InputConfig:
+    @property
+    def _input_device(self) -> torch.device:
+        chosen = self.hparams.input_device
+        if chosen == "cpu" or (chosen == "auto" and self.device.type != "cuda"):
+            return torch.device("cpu")
+        return torch.device("cuda", self.communicator.local_rank)
+
+    def _evaluation_input(self) -> InputConfig:
+        return evaluation_input(
+            self.detector.config, device=self._input_device, threads=self.hparams.input_threads
+        )
+
+    def _training_input(self) -> InputConfig:
         hparams, config = self.hparams, self.detector.config
-        device = hparams.input_device
-        if device == "auto":
-            device = "gpu" if self.device.type == "cuda" else "cpu"
         return InputConfig(
             image_size=config.image_size,
             mean=config.mean,
             std=config.std,
             fill_color=config.fill_color,
-            interpolation=hparams.train_interpolation if training else config.interpolation,
+            interpolation=hparams.train_interpolation,
             scale=(hparams.scale_min, hparams.scale_max),
             reprob=hparams.reprob,
             remode=hparams.remode,
             recount=hparams.recount,
-            device=device,
+            device="gpu" if self._input_device.type == "cuda" else "cpu",
             device_id=self.communicator.local_rank,
             seed=hparams.seed,
             channels_last=hparams.channels_last,
@@ -181,7 +191,7 @@ class EfficientDetTrial(pytorch.PyTorchTrial):
     def build_training_data_loader(self) -> Iterable[Batch]:
         """An endless loader that begins at the run's position."""
         hparams, ranks = self.hparams, self.communicator
-        config = self._input_config(training=True)
+        config = self._training_input()
         labeler = None if hparams.bench_labeler else self._label
         loader: TrainLoader | FakeLoader
         if hparams.fake_data:
@@ -215,7 +225,7 @@ class EfficientDetTrial(pytorch.PyTorchTrial):
         ranks = self.communicator
         loader = EvalLoader(
             self.run.val,
-            self._input_config(training=False),
+            self._evaluation_input(),
             batch_size=self.hparams.eval_batch_size or self.context.get_per_slot_batch_size(),
             rank=ranks.rank,
             num_ranks=ranks.size,
@@ -303,8 +313,7 @@ class EfficientDetTrial(pytorch.PyTorchTrial):
     def evaluate_batch(self, batch: Batch) -> dict[str, Tensor]:
         """Add one batch of this rank's shard to the evaluation."""
         if len(batch["image"]):
-            with self._autocast():
-                self.evaluator.add(self.evaluated_weights, batch)
+            self.evaluator.add(self.evaluated_weights, batch)
         return {}
 
     def last_evaluation(self) -> Evaluation:
@@ -314,7 +323,7 @@ class EfficientDetTrial(pytorch.PyTorchTrial):
         return evaluate_detector(
             self.evaluated_weights,
             self.run.val,
-            self._input_config(training=False),
+            self._evaluation_input(),
             batch_size=self.hparams.eval_batch_size or self.context.get_per_slot_batch_size(),
         )
 

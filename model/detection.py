@@ -95,7 +95,8 @@ def _top_candidates(
     count = min(config.max_detection_points, num_anchors * num_classes)
     logits, places = candidates.flatten(1).topk(count, dim=1)
     chosen = ranked.gather(1, places // num_classes)
-    return logits.sigmoid().float(), places % num_classes, chosen
+    # Rounded to 16 bits, most scores of an image would be ties.
+    return logits.float().sigmoid(), places % num_classes, chosen
 
 
 def _hard_nms(

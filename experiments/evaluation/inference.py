@@ -15,7 +15,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from experiments.devices import best_device
+from experiments.devices import allow_tf32, best_device
 from experiments.input import Batch, InputConfig, default_threads
 from model import DetectorConfig, EfficientDet
 
@@ -47,6 +47,7 @@ def open_detector(
     from experiments.checkpoint import load_detector
 
     where = _device(device)
+    allow_tf32()
     if threads is not None:
         torch.set_num_threads(threads)
     detector = load_detector(best_or_given(checkpoint), model=model, num_classes=num_classes)
@@ -87,11 +88,11 @@ def best_or_given(path: Path) -> Path:
 def evaluation_input(
     config: DetectorConfig, *, device: torch.device, threads: int | None = None
 ) -> InputConfig:
-    """How a detector of this configuration wants its images for evaluation.
+    """How images are read for a detector, the same in training, evaluate.py and predict.py.
 
     Args:
         config: of the detector.
-        device: where the detector is; images are decoded there too.
+        device: where images are decoded.
         threads: CPU threads of the input; None leaves it the choice.
     """
     return InputConfig(

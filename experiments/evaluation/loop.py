@@ -39,6 +39,36 @@ class Evaluation:
         return {**self.result.metrics, **self.losses, "ap_per_class": self.result.ap_per_class}
 
 
+@torch.inference_mode()
+def detect_batch(
+    detector: EfficientDet, anchors: Tensor, batch: Batch
+) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """The outputs and detections of a batch, in float32 whatever precision training uses.
+
+    Training's evaluation, evaluate.py and predict.py all detect with this function, so that the AP
+    by which a checkpoint was chosen is the AP that its users get.
+
+    Args:
+        detector: in eval mode.
+        anchors: (K, 4) the detector's, on its device.
+        batch: of an `EvalLoader`, on the same device.
+
+    Returns:
+        The logits and regressions of each level, and the detections as `detect` gives them.
+    """
+    with torch.autocast(anchors.device.type, enabled=False):
+        logits, regressions = detector(batch["image"])
+        detections = detect(
+            logits,
+            regressions,
+            anchors,
+            detector.config,
+            batch["image_scale"],
+            batch["image_size"],
+        )
+    return logits, regressions, detections
+
+
 class SplitEvaluator:
     """Evaluates a split batch by batch, each rank its shard.
 
@@ -61,7 +91,6 @@ class SplitEvaluator:
             ground_truth: of the split.
             categories: of the split.
         """
-        self._config = config
         self._anchors = anchors
         self._ground_truth = ground_truth
         self._categories = categories
@@ -80,7 +109,7 @@ class SplitEvaluator:
 
     @torch.inference_mode()
     def add(self, detector: EfficientDet, batch: Batch) -> None:
-        """Detect and measure one batch; call it within the autocast that the detector wants.
+        """Detect and measure one batch.
 
         Raises:
             RuntimeError: the detector is in training mode, where it normalises by the batch.
@@ -89,19 +118,10 @@ class SplitEvaluator:
             raise RuntimeError("a detector in training mode cannot be evaluated: call eval() first")
         device = self._anchors.device
         batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
-        logits, regressions = detector(batch["image"])
-        with torch.autocast(device.type, enabled=False):
-            targets = assign_targets(self._anchors, batch["boxes"], batch["classes"])
-            losses = self._loss(logits, regressions, targets, normalizer=self._one)
-            self._sums += torch.stack([*losses, targets.num_positives.sum()])
-            detections = detect(
-                logits,
-                regressions,
-                self._anchors,
-                self._config,
-                batch["image_scale"],
-                batch["image_size"],
-            )
+        logits, regressions, detections = detect_batch(detector, self._anchors, batch)
+        targets = assign_targets(self._anchors, batch["boxes"], batch["classes"])
+        losses = self._loss(logits, regressions, targets, normalizer=self._one)
+        self._sums += torch.stack([*losses, targets.num_positives.sum()])
         self._table.add(batch["image_id"], detections)
 
     def gather(self, communicator: Communicator) -> Evaluation:
