@@ -172,13 +172,23 @@ def _rate_holder(rates: list[float]) -> torch.optim.Optimizer:
     return torch.optim.SGD([{"params": [torch.zeros(1)], "lr": rate} for rate in rates])
 
 
-def gradient_clipper(hparams: HParams) -> Callable[[Iterable[Tensor]], None] | None:
-    """A function that clips the parameters' gradients in place; None where they are left."""
+def gradient_clipper(
+    hparams: HParams, model: nn.Module
+) -> Callable[[Iterable[Tensor]], None] | None:
+    """A function that clips the parameters' gradients in place; None where they are left.
+
+    Adaptive clipping leaves the prediction layers out, as it does the last layer of a classifier
+    (Brock et al., High-Performance Large-Scale Image Recognition, section 4.1).
+    """
     limit = hparams.clip_grad
     if limit is None:
         return None
+    left_out = set()
+    if hparams.clip_mode == "agc":
+        left_out = {id(p) for name, p in model.named_parameters() if "predict" in name.split(".")}
 
     def clip(parameters: Iterable[Tensor]) -> None:
-        dispatch_clip_grad(list(parameters), limit, mode=hparams.clip_mode)
+        clipped = [parameter for parameter in parameters if id(parameter) not in left_out]
+        dispatch_clip_grad(clipped, limit, mode=hparams.clip_mode)
 
     return clip

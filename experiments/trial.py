@@ -108,7 +108,7 @@ class EfficientDetTrial(pytorch.PyTorchTrial):
             fp16_compression=self.hparams.fp16_compression,
         )
         self.schedule = Schedule(self.optimizer, self.hparams, run.batches_per_epoch)
-        self.clip = gradient_clipper(self.hparams)
+        self.clip = gradient_clipper(self.hparams, self.detector)
         self.position = run.first_batch
 
         self.progress = TrainingProgress(

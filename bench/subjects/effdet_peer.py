@@ -118,7 +118,7 @@ class Training(TrainingSubject):
         self._bench = _bench(settings, "train", device).train()
         self._optimizer = optimizer_of(self._bench)
         real_images = workers is not None
-        self._clip = gradient_clipper(HParams()) if real_images else None
+        self._clip = gradient_clipper(HParams(), self._bench) if real_images else None
         self._ema = ModelEmaV3(self._bench, decay=0.9999) if real_images else None
         self._samples: Iterator[Sample]
         if workers is None:

@@ -94,7 +94,7 @@ class Training(TrainingSubject):
         self._network: Callable[..., Any] = self._detector
         self._criterion: Callable[..., Any] = DetectionLoss(config)
         self._optimizer = optimizer_of(self._detector)
-        self._clip = gradient_clipper(HParams()) if real_images else None
+        self._clip = gradient_clipper(HParams(), self._detector) if real_images else None
         self._ema = ModelEmaV3(self._detector, decay=0.9999) if real_images else None
         self._clock = StageClock(device) if staged else None
         self._losses = self._staged_losses if staged else self._plain_losses

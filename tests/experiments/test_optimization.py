@@ -4,10 +4,12 @@ import math
 
 import pytest
 import torch
+from timm.utils import dispatch_clip_grad
 from torch import nn
 
 from experiments.hparams import HParamError, parse_hparams
 from experiments.optimization import build_optimizer, gradient_clipper, scaled_lr
+from model import build_detector
 
 
 @pytest.mark.parametrize(
@@ -56,7 +58,8 @@ def test_clipping(mode: str) -> None:
     parameters = [nn.Parameter(torch.ones(4, 4)), nn.Parameter(torch.ones(4))]
     for parameter in parameters:
         parameter.grad = torch.full_like(parameter, 3.0)
-    clip = gradient_clipper(parse_hparams({"clip_grad": 0.5, "clip_mode": mode}))
+    model = nn.ParameterList(parameters)
+    clip = gradient_clipper(parse_hparams({"clip_grad": 0.5, "clip_mode": mode}), model)
     assert clip is not None
     clip(parameters)
     grads = [p.grad for p in parameters if p.grad is not None]
@@ -66,4 +69,23 @@ def test_clipping(mode: str) -> None:
         assert max(float(g.abs().max()) for g in grads) == 0.5
     else:  # Brock et al., High-Performance Large-Scale Image Recognition, equation 3, by rows
         assert torch.allclose(grads[0].norm(dim=1), 0.5 * parameters[0].detach().norm(dim=1))
-    assert gradient_clipper(parse_hparams({"clip_grad": None})) is None
+    assert gradient_clipper(parse_hparams({"clip_grad": None}), model) is None
+
+
+def test_adaptive_clipping_leaves_the_prediction_layers_out() -> None:
+    """As effdet's train.py does, which clips all parameters without "predict" in their names."""
+    detector, peer = build_detector("tiny", 3), build_detector("tiny", 3)
+    peer.load_state_dict(detector.state_dict())
+    generator = torch.Generator().manual_seed(0)
+    for one, other in zip(detector.parameters(), peer.parameters(), strict=True):
+        one.grad = torch.randn(one.shape, generator=generator)
+        other.grad = one.grad.clone()
+    clip = gradient_clipper(parse_hparams({"clip_grad": 0.01, "clip_mode": "agc"}), detector)
+    assert clip is not None
+    clip(detector.parameters())
+    clipped = [p for name, p in peer.named_parameters() if "predict" not in name]
+    dispatch_clip_grad(clipped, 0.01, mode="agc")
+    for (name, one), other in zip(detector.named_parameters(), peer.parameters(), strict=True):
+        assert one.grad is not None
+        assert other.grad is not None
+        assert torch.equal(one.grad, other.grad), name
