@@ -35,25 +35,28 @@ def detector_overrides(hparams: HParams) -> dict[str, Any]:
 def _fill_color(hparams: HParams, mean: tuple[float, ...]) -> tuple[int, ...] | None:
     """The colour of padding as RGB in 0..255; None leaves the model's own."""
     color = hparams.fill_color
-    if isinstance(color, str) and color.isdecimal():
-        color = int(color)
     if color == "mean" or (color is None and hparams.mean is not None):
         return tuple(round(255 * value) for value in mean)
     if color is None:
         return None
-    values = color * 3 if isinstance(color, list) and len(color) == 1 else color
-    values = [values] * 3 if isinstance(values, int) else values
-    if isinstance(values, str) or len(values) != 3 or not all(0 <= v <= 255 for v in values):
-        raise HParamError(
-            f"fill_color: is {hparams.fill_color!r}, must be mean, one grey or [r, g, b] of 0..255"
-        )
-    return tuple(values)
+    values = color if isinstance(color, list) else [int(color)]
+    return tuple(values * 3 if len(values) == 1 else values)
 
 
 def _three(values: list[float] | None) -> tuple[float, ...] | None:
     if values is None:
         return None
     return tuple(values * 3) if len(values) == 1 else tuple(values)
+
+
+def random_backbone_notice(hparams: HParams) -> str | None:
+    """A line to print where a run's backbone starts from nothing, else None."""
+    if hparams.pretrained_backbone or hparams.backbone_weights or hparams.weights:
+        return None
+    return (
+        "the backbone starts from random weights (pretrained_backbone: false, and neither "
+        "backbone_weights nor weights is set)"
+    )
 
 
 def build_from_hparams(hparams: HParams, num_classes: int) -> EfficientDet:
@@ -82,7 +85,8 @@ def _build(hparams: HParams, num_classes: int) -> EfficientDet:
         hparams.model,
         hparams.num_classes or num_classes,
         (size[0], size[1]) if size is not None else None,
-        pretrained_backbone=hparams.pretrained_backbone,
+        # A detector's checkpoint holds its backbone: nothing needs to be downloaded below it.
+        pretrained_backbone=hparams.pretrained_backbone and hparams.weights is None,
         backbone_weights=Path(hparams.backbone_weights) if hparams.backbone_weights else None,
         **detector_overrides(hparams),
     )

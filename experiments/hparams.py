@@ -10,7 +10,7 @@ import math
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 
@@ -20,7 +20,7 @@ class HParamError(ValueError):
 
 @dataclass(frozen=True)
 class HParams:
-    """The hyperparameters of one trial.
+    """The hyperparameters of one trial; one that a file leaves out has const.yaml's value.
 
     Epochs are counted in passes over the training split, learning rates are per optimizer step.
     """
@@ -31,7 +31,8 @@ class HParams:
     image_size: int | list[int] | None = None  # pixels, or [height, width]; null: the model's own
     weights: str | None = None  # a detector checkpoint: a file, or a published one's name
     reset_class_head: bool = False  # with weights of another number of classes
-    pretrained_backbone: bool = False  # timm's ImageNet weights
+    # timm's ImageNet weights; unless set, false next to `weights` or `backbone_weights`
+    pretrained_backbone: bool = True
     backbone_weights: str | None = None  # the same from a file
     drop_path_rate: float | None = None  # stochastic depth of the backbone; null: the model's own
     bn_momentum: float | None = None  # of the running statistics; null: the model's own
@@ -62,17 +63,18 @@ class HParams:
     min_lr: float = 1e-5
     cooldown_epochs: int = 10  # after `epochs`, at the rate that the schedule ends with
     patience_epochs: int = 10  # of the plateau schedule, in validations
-    decay_epochs: float = 90.0  # of the step schedule
+    decay_epochs: float = 30.0  # of the step schedule
     decay_rate: float = 0.1
     # Where it begins and ends, as shares of `epochs`; one number: from there to the end of the run.
-    lr_noise: float | list[float] | None = None
+    lr_noise: float | list[float] | None = field(default_factory=lambda: [0.4, 0.9])
     lr_noise_pct: float = 0.67  # an epoch's factor is between 1 - this and 1 + this
     lr_noise_std: float = 1.0  # of the normal distribution that is cut off there
 
     # Precision, averaging, speed.
-    amp: bool = False
-    amp_dtype: Literal["bfloat16", "float16"] = "bfloat16"
-    min_loss_scale: float | None = None  # floor of float16's dynamic loss scale
+    amp: bool = True  # of training; evaluation is in float32
+    amp_dtype: Literal["bfloat16", "float16"] = "float16"
+    # Floor of float16's dynamic loss scale; unless set, null where there is no loss scale.
+    min_loss_scale: float | None = 16.0
     model_ema: bool = True
     model_ema_decay: float = 0.9999
     model_ema_warmup: bool = False
@@ -84,7 +86,9 @@ class HParams:
     # The input.
     seed: int = 42
     train_interpolation: Literal["random", "bilinear", "bicubic"] = "random"
-    interpolation: Literal["bilinear", "bicubic"] | None = None  # of evaluation
+    # Of evaluation, kept in the checkpoint for `evaluate` and `predict`; null: bilinear, with which
+    # the AP of the published checkpoints was measured.
+    interpolation: Literal["bilinear", "bicubic"] | None = None
     fill_color: str | int | list[int] | None = None  # of padding; "mean", a grey or [r, g, b]
     mean: list[float] | None = None  # of normalisation, on a scale of 0 to 1
     std: list[float] | None = None
@@ -113,7 +117,16 @@ class HParams:
 _NOT_NEGATIVE = {
     *("weight_decay", "warmup_epochs", "warmup_lr", "min_lr", "cooldown_epochs"),
     *("patience_epochs", "lr_noise", "lr_noise_std", "val_skip", "seed", "reprob"),
-    *("momentum", "smoothing", "drop_path_rate", "model_ema_decay"),
+    *("momentum", "smoothing", "drop_path_rate", "model_ema_decay", "opt_eps", "decay_rate"),
+    *("alpha", "box_loss_weight", "fill_color"),
+}
+# Where 0 could be taken for something else, what to write instead.
+_INSTEAD_OF_ZERO = {
+    "clip_grad": "; null leaves gradients as they are",
+    "min_loss_scale": "; null sets no floor",
+    "recount": "; reprob: 0 erases nothing",
+    "eval_batch_size": "; null is the training batch of a rank",
+    "input_threads": "; null is the cores that this rank may use",
 }
 _BELOW_ONE = {"momentum", "smoothing", "drop_path_rate"}
 _AT_MOST_ONE = {"reprob", "model_ema_decay", "bn_momentum", "alpha", "lr_noise", "lr_noise_pct"}
@@ -213,7 +226,7 @@ def _bounds(name: str, value: Any) -> str | None:
     if name in _NOT_NEGATIVE and value < 0:
         return "must not be negative"
     if name not in _NOT_NEGATIVE and value <= 0:
-        return "must be more than 0"
+        return f"must be more than 0{_INSTEAD_OF_ZERO.get(name, '')}"
     if name in _BELOW_ONE and value >= 1:
         return "must be below 1"
     if name in _AT_MOST_ONE and value > 1:
@@ -239,6 +252,10 @@ def _together(hparams: HParams) -> list[str]:
         values = getattr(hparams, name)
         if values is not None and len(values) not in (1, 3):
             found.append(f"{name} {values} must have one or three numbers")
+    if not _is_color(hparams.fill_color):
+        found.append(
+            f"fill_color {hparams.fill_color!r} must be mean, one grey or [r, g, b], each 0 to 255"
+        )
     if isinstance(hparams.image_size, list) and len(hparams.image_size) != 2:
         found.append(f"image_size {hparams.image_size} must be one number or [height, width]")
     if hparams.pretrained_backbone and hparams.backbone_weights:
@@ -251,6 +268,26 @@ def _together(hparams: HParams) -> list[str]:
         found.append(f"decay_rate {hparams.decay_rate:g} must be below 1 with sched: plateau")
     if hparams.warmup_epochs >= hparams.epochs:
         found.append(f"warmup_epochs {hparams.warmup_epochs:g} leaves no epoch of {hparams.epochs}")
+    return found
+
+
+def _is_color(color: str | int | list[int] | None) -> bool:
+    if color is None or color == "mean":
+        return True
+    if isinstance(color, str):
+        return color.isdecimal() and int(color) <= 255
+    values = color if isinstance(color, list) else [color]
+    return len(values) in (1, 3) and all(0 <= value <= 255 for value in values)
+
+
+def _fitting_defaults(known: Mapping[str, Any]) -> dict[str, Any]:
+    """Defaults that a value given for another hyperparameter leaves without a meaning."""
+    found: dict[str, Any] = {}
+    given = HParams(**known)
+    if given.weights is not None or given.backbone_weights is not None:
+        found["pretrained_backbone"] = False
+    if not (given.amp and given.amp_dtype == "float16"):
+        found["min_loss_scale"] = None
     return found
 
 
@@ -287,7 +324,7 @@ def parse_hparams(values: Mapping[str, Any]) -> HParams:
             if wrong:
                 problems.append(f"{name}: is {value!r}, {wrong}")
     if not problems:
-        hparams = HParams(**known)
+        hparams = HParams(**{**_fitting_defaults(known), **known})
         problems = _together(hparams)
         if not problems:
             return hparams
@@ -302,12 +339,9 @@ def _suggestion(name: str, names: list[str]) -> str:
 
 
 def changed_from_default(hparams: HParams) -> dict[str, Any]:
-    """The hyperparameters that differ from their defaults, for the log."""
-    return {
-        field.name: getattr(hparams, field.name)
-        for field in fields(hparams)
-        if getattr(hparams, field.name) != field.default
-    }
+    """The hyperparameters that differ from const.yaml's, for the log."""
+    defaults = as_dict(HParams())
+    return {name: value for name, value in as_dict(hparams).items() if value != defaults[name]}
 
 
 def as_dict(hparams: HParams) -> dict[str, Any]:

@@ -44,7 +44,8 @@ from experiments.config import (  # noqa: E402
     read_yaml,
 )
 from experiments.dataset import load_splits  # noqa: E402
-from experiments.devices import DeviceError, require_usable_gpus  # noqa: E402
+from experiments.detector import random_backbone_notice  # noqa: E402
+from experiments.devices import DeviceError, allow_tf32, require_usable_gpus  # noqa: E402
 from experiments.hparams import HParamError, as_dict, changed_from_default  # noqa: E402
 from experiments.input import SampleError, default_threads  # noqa: E402
 from experiments.periods import Every  # noqa: E402
@@ -71,7 +72,7 @@ def _prepare_torch(seed: int) -> None:
     # one thread, horovodrun says nothing.
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(min(torch.get_num_threads(), default_threads()))
-    torch.set_float32_matmul_precision("high")  # TF32 where a GPU has it
+    allow_tf32()
     torch.backends.cudnn.benchmark = True  # shapes never change
     allow_checkpoint_globals()
 
@@ -161,6 +162,9 @@ def train_on_cluster(info: det.ClusterInfo) -> None:
         trial = EfficientDetTrial(context, run)
         if run.communicator.rank == 0:
             print("hyperparameters:", changed_from_default(config.hparams), flush=True)
+            notice = random_backbone_notice(config.hparams)
+            if notice and point.checkpoint is None:
+                print(notice, flush=True)
             context._core.train.set_metadata(
                 {
                     "versions": provenance.versions(),
@@ -225,13 +229,14 @@ def train_locally(raw: dict[str, Any], out: Path, *, fresh: bool, skip_damaged: 
 
 
 def _opening(run: Run, config: ExperimentConfig) -> str:
+    notice = random_backbone_notice(config.hparams)
     start = f"resuming at batch {run.first_batch}" if run.first_batch else "starting"
     return (
         f"{start}: {config.hparams.model} on {config.data} ({len(run.train)} training, "
         f"{len(run.val)} validation images), {run.total_batches} batches of "
         f"{config.hparams.global_batch_size} over {run.communicator.size} rank(s)\n"
         f"hyperparameters: {json.dumps(changed_from_default(config.hparams))}"
-    )
+    ) + (f"\n{notice}" if notice and not run.first_batch else "")
 
 
 def main(

@@ -22,6 +22,7 @@ TRAIN = ROOT / "experiments" / "train.py"
 # on the learning rate, an average, momentum.
 HPARAMS: dict[str, Any] = {
     "model": "tiny",
+    "pretrained_backbone": False,
     "global_batch_size": 8,
     "epochs": 3,
     "opt": "fusedmomentum",
@@ -29,6 +30,7 @@ HPARAMS: dict[str, Any] = {
     "warmup_epochs": 1,
     "cooldown_epochs": 1,
     "lr_noise": [0.2, 0.9],
+    "amp": False,
     "drop_path_rate": 0.2,
     "reprob": 0.5,
     "recount": 3,

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from experiments.detector import detector_overrides, random_backbone_notice
 from experiments.hparams import HParamError, HParams, as_dict, changed_from_default, parse_hparams
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -15,6 +16,34 @@ def test_defaults_are_valid() -> None:
     assert parse_hparams({}) == HParams()
     assert parse_hparams(as_dict(HParams())) == HParams()
     assert changed_from_default(HParams()) == {}
+
+
+def test_one_that_a_file_leaves_out_has_const_yamls_value() -> None:
+    named = yaml.safe_load((EXPERIMENTS / "const.yaml").read_text())["hyperparameters"]
+    defaults = as_dict(HParams())
+    assert {name: defaults[name] for name in named} == named
+    assert as_dict(parse_hparams(named)) == defaults
+    distributed = yaml.safe_load((EXPERIMENTS / "distributed.yaml").read_text())["hyperparameters"]
+    differing = {name for name in named | distributed if named.get(name) != distributed.get(name)}
+    assert differing == {"global_batch_size", "lr", "sync_bn"}
+
+
+@pytest.mark.parametrize(
+    ("given", "name", "left"),
+    [
+        ({"amp": False}, "min_loss_scale", None),
+        ({"amp_dtype": "bfloat16"}, "min_loss_scale", None),
+        ({"weights": "d0.pth"}, "pretrained_backbone", False),
+        ({"backbone_weights": "b0.pth"}, "pretrained_backbone", False),
+    ],
+)
+def test_a_default_never_contradicts_a_value_that_is_given(
+    given: dict[str, object], name: str, left: object
+) -> None:
+    assert getattr(parse_hparams(given), name) == left
+    with pytest.raises(HParamError, match=name):
+        # What is written out must fit.
+        parse_hparams({"amp": False, "backbone_weights": "b0.pth", name: getattr(HParams(), name)})
 
 
 def test_every_problem_is_in_one_message() -> None:
@@ -38,7 +67,12 @@ def test_every_problem_is_in_one_message() -> None:
         ("batch_size", 16, "write global_batch_size"),
         ("jit_loss", True, "write compile"),
         ("lr", {"type": "double", "minval": 0.1, "maxval": 1}, "--set lr="),
-        ("opt_eps", -1.0, "must be more than 0"),
+        ("opt_eps", -1.0, "must not be negative"),
+        ("clip_grad", 0, "null leaves gradients as they are"),
+        ("fill_color", 256, "0 to 255"),
+        ("fill_color", [0, 0, -1], "0 to 255"),
+        ("fill_color", [1, 2], "[r, g, b]"),
+        ("fill_color", "grey", "must be mean"),
         ("remode", "noise", "'pixel' or 'rand' or 'const'"),
         ("image_size", [512], "[height, width]"),
         ("lr_noise", [0.9, 0.4], "rising"),
@@ -90,6 +124,12 @@ def test_values_that_contradict_each_other_are_refused(values: dict[str, object]
         ("image_size", [512, 640], [512, 640]),
         ("weights", None, None),
         ("fill_color", "mean", "mean"),
+        ("fill_color", 0, 0),
+        ("fill_color", [0, 128, 255], [0, 128, 255]),
+        ("opt_eps", 0, 0.0),
+        ("decay_rate", 0, 0.0),
+        ("box_loss_weight", 0, 0.0),
+        ("alpha", 0, 0.0),
     ],
 )
 def test_spellings_are_understood(name: str, given: object, read: object) -> None:
@@ -162,3 +202,21 @@ def test_the_experiments_have_the_originals_values() -> None:
     for config in (const, distributed, adaptive):
         assert config["bind_mounts"][0]["read_only"] is True
         assert config["bind_mounts"][0]["container_path"] == config["data"]["path"]
+
+
+@pytest.mark.parametrize(
+    ("value", "color"),
+    [(0, (0, 0, 0)), ("0", (0, 0, 0)), ([7], (7, 7, 7)), ([0, 9, 255], (0, 9, 255))],
+)
+def test_padding_takes_the_color_that_is_given(value: object, color: tuple[int, ...]) -> None:
+    hparams = parse_hparams({"model": "tiny", "fill_color": value})
+    assert detector_overrides(hparams)["fill_color"] == color
+
+
+def test_a_backbone_that_starts_from_nothing_is_announced() -> None:
+    notice = random_backbone_notice(parse_hparams({"pretrained_backbone": False}))
+    assert notice is not None
+    assert "\n" not in notice
+    assert "random weights" in notice
+    for given in ({}, {"weights": "d0.pth"}, {"backbone_weights": "b0.pth"}):
+        assert random_backbone_notice(parse_hparams(given)) is None
