@@ -6,6 +6,8 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import NoReturn
 
+import torch
+
 INTERPOLATIONS = ("bilinear", "bicubic", "lanczos")
 _RANDOM = "random"  # bilinear or bicubic, drawn for every sample
 _ERASING_MODES = ("const", "rand", "pixel")
@@ -90,6 +92,11 @@ class InputConfig:
         _require_one_of(self, "remode", _ERASING_MODES)
         _require_one_of(self, "device", _DEVICES)
         self.fill_rgb  # noqa: B018  (raises where the colour is none)
+
+    @property
+    def torch_device(self) -> torch.device:
+        """Where batches lie."""
+        return torch.device("cuda", self.device_id) if self.device == "gpu" else torch.device("cpu")
 
     @property
     def draws_interpolation(self) -> bool:

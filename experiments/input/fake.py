@@ -67,8 +67,7 @@ class FakeLoader:
             batch["class_targets"] = targets.class_targets
             batch["box_targets"] = targets.box_targets
             batch["num_positives"] = targets.num_positives
-        device = "cpu" if config.device == "cpu" else f"cuda:{config.device_id}"
-        self._batch = {key: tensor.to(device) for key, tensor in batch.items()}
+        self._batch = {key: tensor.to(config.torch_device) for key, tensor in batch.items()}
 
     def __len__(self) -> int:
         """Batches in a pass."""

@@ -88,7 +88,7 @@ class BatchStream:
         self._executor: ThreadPoolExecutor | None = None
         self._pipeline: Pipeline | None = None
         self._pass: Generator[Batch, None, None] | None = None
-        self._device = torch.device("cpu" if config.device == "cpu" else f"cuda:{config.device_id}")
+        self._device = config.torch_device
         self._scheduled = False
         self.closed = False
 

@@ -52,7 +52,7 @@ class Training:
         self.model = network()
         self.optimizer = build_optimizer(self.model, options)
         self.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
-        self.clip = gradient_clipper(options)
+        self.clip = gradient_clipper(options, self.model)
 
     def step(self, number: int, *, overflow: bool) -> None:
         generator = torch.Generator().manual_seed(number)

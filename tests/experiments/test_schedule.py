@@ -35,6 +35,7 @@ def _hparams(**changes: Any) -> HParams:
         "lr": PEAK,
         "decay_epochs": 5,
         "decay_rate": 0.3,
+        "lr_noise": None,
     }
     return parse_hparams({**values, **changes})
 

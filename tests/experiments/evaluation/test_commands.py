@@ -70,7 +70,7 @@ def test_evaluate_says_what_is_missing(tmp_path: Path, coco_tiny: Path, weights:
     assert "nothing there" in result.stderr
     result = run(evaluate, "--checkpoint", weights, "--data", tmp_path)
     assert result.exit_code == 1
-    assert "no COCO data set here" in " ".join(result.stderr.split())
+    assert "not a COCO data set" in " ".join(result.stderr.split())
 
 
 @pytest.fixture

@@ -1,0 +1,369 @@
+"""Every line that depends on the device, and how it is run where there is no GPU.
+
+The table is compared with a search of the code: a line that asks for the device and has no row
+here fails the first test. Branches of the detector's arithmetic are forced on tensors of the
+processor and compared with the processor's own. The trial is built, and its step run, under fake
+tensors on a device named cuda: they have no values, and refuse what a GPU would refuse, such as
+an operation between a tensor on the GPU and one that is not.
+"""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from determined.pytorch import PyTorchTrialContext
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import model.losses
+import model.targets
+from experiments import communication, devices, provenance
+from experiments.evaluation import inference
+from experiments.evaluation.loop import detect_batch
+from experiments.input import FakeLoader, InputConfig
+from experiments.input.stream import BatchStream
+from experiments.trial import EfficientDetTrial
+from model import DetectionLoss, anchor_boxes, assign_targets, build_detector
+from tests.experiments.local_trial import local_trial
+
+ROOT = Path(__file__).parent.parent
+CUDA = torch.device("cuda", 0)
+
+# File and function -> the test that runs what a GPU would run there.
+TABLE = {
+    "model/device.py: runs_eagerly_on_cpu": "test_targets_and_loss_of_a_device",
+    "model/targets.py: assign_targets": "test_targets_and_loss_of_a_device",
+    "model/targets.py: _match": "test_targets_and_loss_of_a_device",
+    "model/losses.py: _without_ignored": "test_targets_and_loss_of_a_device",
+    "model/losses.py: _chunks": "test_targets_and_loss_of_a_device",
+    "experiments/trial.py: EfficientDetTrial._build_scaler": "test_a_training_step_on_a_gpu",
+    "experiments/trial.py: EfficientDetTrial._autocast": "test_a_training_step_on_a_gpu",
+    "experiments/trial.py: EfficientDetTrial._input_device": "test_the_trials_input_on_a_gpu",
+    "experiments/trial.py: EfficientDetTrial._training_input": "test_the_trials_input_on_a_gpu",
+    "experiments/trial.py: EfficientDetTrial.build_training_data_loader": (
+        "test_the_trials_input_on_a_gpu"
+    ),
+    "experiments/evaluation/loop.py: detect_batch": "test_an_evaluation_step_on_a_gpu",
+    "experiments/evaluation/inference.py: _device": "test_devices_of_the_commands",
+    "experiments/evaluation/inference.py: evaluation_input": "test_the_trials_input_on_a_gpu",
+    "experiments/devices.py: best_device": "test_devices_of_the_commands",
+    "experiments/devices.py: require_usable_gpus": "tests/experiments/test_devices.py",
+    "experiments/devices.py: _reason": "tests/experiments/test_devices.py",
+    "experiments/provenance.py: device": "test_the_record_names_the_gpu",
+    "experiments/communication.py: TorchCommunicator.__init__": "test_collectives_of_nccl",
+    "experiments/communication.py: HorovodCommunicator.all_reduce_sum": (
+        "test_horovods_sum_on_a_gpu"
+    ),
+    "experiments/communication.py: start_distributed": "test_collectives_of_nccl",
+    "experiments/input/config.py: InputConfig.torch_device": "test_the_stream_on_a_gpu",
+    "experiments/input/stream.py: BatchStream.__init__": "test_the_stream_on_a_gpu",
+    "experiments/input/stream.py: BatchStream._outputs": "test_the_stream_on_a_gpu",
+    "experiments/input/pipeline.py: image_pipeline": "test_the_graph_gets_its_gpu",
+    "experiments/input/pipeline.py: _graph": "tests/experiments/input/test_gpu_graph.py",
+}
+_WORDS = {"cuda", "gpu", "nccl", "mixed"}
+
+
+class Search(ast.NodeVisitor):
+    """Functions that ask for the device, or name one that is not the processor."""
+
+    def __init__(self) -> None:
+        self.scope: list[str] = []
+        self.found: set[str] = set()
+
+    def _enter(self, node: Any) -> None:
+        self.scope.append(node.name)
+        for part in node.body:  # not the annotations and defaults
+            self.visit(part)
+        self.scope.pop()
+
+    visit_FunctionDef = visit_AsyncFunctionDef = visit_ClassDef = _enter  # noqa: N815
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
+        if node.value is not None:
+            self.visit(node.value)
+
+    def visit_Attribute(self, node: ast.Attribute) -> None:
+        owner = node.value
+        of_device = isinstance(owner, ast.Attribute | ast.Name) and "device" in ast.unparse(owner)
+        if node.attr in {"is_cuda", "cuda"} or (node.attr == "type" and of_device):
+            self._add()
+        self.generic_visit(node)
+
+    def visit_Call(self, node: ast.Call) -> None:
+        if ast.unparse(node.func) == "runs_eagerly_on_cpu":
+            self._add()
+        self.generic_visit(node)
+
+    def visit_Constant(self, node: ast.Constant) -> None:
+        if isinstance(node.value, str) and node.value.rstrip(":") in _WORDS:
+            self._add()
+
+    def _add(self) -> None:
+        if self.scope:
+            self.found.add(".".join(self.scope))
+
+
+def test_every_line_that_depends_on_the_device_has_a_row() -> None:
+    found = set()
+    for folder in ("model", "experiments"):
+        for file in sorted((ROOT / folder).rglob("*.py")):
+            search = Search()
+            search.visit(ast.parse(file.read_text()))
+            found |= {f"{file.relative_to(ROOT)}: {name}" for name in search.found}
+    assert found == set(TABLE)
+    for test in TABLE.values():
+        assert (ROOT / test).is_file() if "/" in test else callable(globals()[test])
+
+
+# The detector's arithmetic: the device's branch, forced on the processor.
+
+
+def _boxes() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    corner = 90 * torch.rand(4, 20, 2, generator=generator)
+    boxes = torch.cat([corner, corner + 6 + 50 * torch.rand(4, 20, 2, generator=generator)], -1)
+    labels = torch.randint(1, 6, (4, 20), generator=generator)
+    labels[0, 3:], labels[1] = -1, -1
+    return boxes, labels
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("ignored", [False, True])
+def test_targets_and_loss_of_a_device(
+    dtype: torch.dtype, ignored: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    detector = build_detector("tiny", num_classes=5, image_size=(128, 128)).eval()
+    anchors = anchor_boxes(detector.config)
+    with torch.no_grad():
+        logits, regressions = detector(torch.randn(4, 3, 128, 128))
+
+    def outcome() -> tuple[Any, list[Tensor]]:
+        targets = assign_targets(anchors, *_boxes())
+        if ignored:
+            targets.class_targets[:, ::7] = -2
+        inputs = [x.to(dtype).requires_grad_() for x in (*logits, *regressions)]
+        losses = DetectionLoss(detector.config)(
+            inputs[: len(logits)], inputs[len(logits) :], targets
+        )
+        gradients = torch.autograd.grad(losses[0] * 8.0, inputs)
+        return targets, [torch.stack(losses), *gradients]
+
+    targets, values = outcome()
+    for module in (model.targets, model.losses):
+        monkeypatch.setattr(module, "runs_eagerly_on_cpu", lambda tensor: False)
+    device_targets, device_values = outcome()
+    for one, other in zip(targets, device_targets, strict=True):
+        assert torch.equal(one, other)
+    for one, other in zip(values, device_values, strict=True):
+        # Only the order of the sums differs.
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
+
+
+# The trial on a device named cuda.
+
+
+def _move(module: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+    """nn.Module.to for fake tensors, which cannot be exchanged in place."""
+    device = torch._C._nn._parse_to(*args, **kwargs)[0]
+    if device is not None:
+        for part in module.modules():
+            for name, parameter in part._parameters.items():
+                if parameter is not None:
+                    part._parameters[name] = nn.Parameter(parameter.detach().to(device))
+            for name, buffer in part._buffers.items():
+                if buffer is not None:
+                    part._buffers[name] = buffer.to(device)
+    return module
+
+
+def _on_cuda(context: PyTorchTrialContext) -> torch.device:
+    return CUDA
+
+
+@pytest.fixture
+def gpu_trial(mini_coco: Path) -> Iterator[EfficientDetTrial]:
+    with (
+        mock.patch.object(PyTorchTrialContext, "_init_device", _on_cuda),
+        mock.patch.object(nn.Module, "to", _move),
+        # A GradScaler switches itself off where there is no GPU.
+        mock.patch("torch.cuda.amp.common.amp_definitely_not_available", return_value=False),
+        mock.patch(
+            "torch.amp.grad_scaler.torch.cuda.amp.common.amp_definitely_not_available",
+            return_value=False,
+        ),
+        FakeTensorMode(),
+        local_trial(
+            mini_coco,
+            20,
+            model="tiny",
+            image_size=64,
+            pretrained_backbone=False,
+            global_batch_size=8,
+            model_ema=False,  # its generator asks the GPU itself for a seed
+            pin_mem=True,
+            input_device="cpu",
+            input_threads=1,
+        ) as trial,
+    ):
+        yield trial
+
+
+def _batch() -> dict[str, Tensor]:
+    return {
+        "image": torch.randn(8, 3, 64, 64, device=CUDA),
+        "boxes": torch.rand(8, 100, 4, device=CUDA),
+        "classes": torch.ones(8, 100, dtype=torch.int64, device=CUDA),
+        "image_scale": torch.ones(8, device=CUDA),
+        "image_size": torch.ones(8, 2, dtype=torch.int64, device=CUDA),
+        "image_id": torch.arange(8, device=CUDA),
+    }
+
+
+def test_a_training_step_on_a_gpu(gpu_trial: EfficientDetTrial) -> None:
+    """All of it but autograd's engine, which wants a real device, and the skip of an overflow."""
+    trial = gpu_trial
+    trial.detector.train()
+    assert {p.device for p in trial.detector.parameters()} == {CUDA}
+    batch = _batch()
+    targets = trial._targets(batch)
+    losses = trial._losses(batch["image"], targets, trial._normalizer(targets.num_positives))
+    assert {loss.device for loss in losses} == {CUDA}
+    with trial._autocast():
+        assert torch.get_autocast_dtype("cuda") == torch.float16
+        assert torch.is_autocast_enabled("cuda")
+        class_logits, _ = trial.model(batch["image"])
+    assert class_logits[0].dtype == torch.float16
+    scaler = trial.scaler
+    assert scaler is not None
+    assert scaler.is_enabled()
+    assert scaler.scale(losses[0]).device == CUDA
+    for parameter in trial.detector.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    trial._clip(list(trial.detector.parameters()))
+    trial.optimizer.step()
+    trial._hold_loss_scale(scaler)  # reads nothing back: a fake tensor has no value to give
+    trial.training_metrics.update(*(loss.detach() for loss in losses))
+
+
+def test_an_evaluation_step_on_a_gpu(gpu_trial: EfficientDetTrial) -> None:
+    """Up to suppression, whose number of boxes depends on values."""
+    gpu_trial.detector.eval()
+    seen = {}
+
+    def detect(logits: list[Tensor], *rest: Any) -> Tensor:
+        seen["logits"] = logits[0].device, logits[0].dtype
+        return logits[0]
+
+    with mock.patch("experiments.evaluation.loop.detect", detect):
+        detect_batch(gpu_trial.detector, gpu_trial.anchors, _batch())
+    assert seen["logits"] == (CUDA, torch.float32)
+
+
+def test_the_trials_input_on_a_gpu(gpu_trial: EfficientDetTrial) -> None:
+    """Batches that are made on the processor are pinned; a GPU decodes where nothing is said."""
+    with mock.patch.object(Tensor, "pin_memory", lambda tensor: tensor):
+        loader = gpu_trial.build_training_data_loader()
+        assert type(loader).__name__ == "PinnedBatches"
+    object.__setattr__(gpu_trial.hparams, "input_device", "auto")
+    assert gpu_trial._input_device == CUDA
+    assert (gpu_trial._training_input().device, gpu_trial._training_input().device_id) == (
+        "gpu",
+        0,
+    )
+    config = inference.evaluation_input(gpu_trial.detector.config, device=torch.device("cuda", 3))
+    assert (config.device, config.device_id) == ("gpu", 3)
+
+
+# What stands around the step.
+
+GPU = InputConfig((64, 64), device="gpu", device_id=0, threads=1)
+
+
+def test_the_stream_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DALI is given the stream that the consumer computes on, and the rest follows the images."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"the stream of {device}")
+    stream = BatchStream(GPU, lambda k: pytest.fail("not called"), max_batch_size=8)
+    given = {}
+    pipeline: Any = SimpleNamespace(outputs=lambda cuda_stream: given.update(stream=cuda_stream))
+    stream._pipeline = pipeline
+    stream._outputs()
+    assert given == {"stream": "the stream of cuda:0"}
+    with FakeTensorMode():
+        loader = FakeLoader(GPU, batch_size=2, num_batches=1, num_classes=3)
+        assert {tensor.device for tensor in next(iter(loader)).values()} == {CUDA}
+
+
+def test_the_graph_gets_its_gpu() -> None:
+    from experiments.input import pipeline
+
+    with (
+        mock.patch.object(pipeline, "_graph") as graph,
+        mock.patch.object(pipeline, "Pipeline", object),
+    ):
+        pipeline.image_pipeline(GPU, lambda: pytest.fail("not called"), max_batch_size=8)
+    assert graph.call_args.kwargs["device_id"] == 0
+
+
+def test_collectives_of_nccl(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL is chosen where there is a GPU, and takes tensors on this rank's GPU alone."""
+    started = {}
+    distributed = torch.distributed
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.delenv("USE_HOROVOD", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(
+        distributed, "init_process_group", lambda backend: started.update(backend=backend)
+    )
+    monkeypatch.setattr(
+        communication.core.DistributedContext, "from_torch_distributed", lambda **_: None
+    )
+    communication.start_distributed()
+    monkeypatch.delenv("USE_TORCH_DISTRIBUTED")
+    assert started == {"backend": "nccl"}
+    monkeypatch.setattr(distributed, "get_rank", lambda: 0)
+    monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "get_backend", lambda: "nccl")
+    reduced = []
+    monkeypatch.setattr(distributed, "all_reduce", lambda tensor: reduced.append(tensor.device))
+    with FakeTensorMode():
+        total = communication.TorchCommunicator().all_reduce_sum(torch.ones(3))
+    assert reduced == [CUDA]
+    assert total.device.type == "cpu"
+
+
+def test_horovods_sum_on_a_gpu() -> None:
+    """There Horovod's own wait is used: a GPU's collective takes no processor's time."""
+    hvd: Any = SimpleNamespace(
+        **{name: lambda: 0 for name in ("rank", "size", "local_rank", "local_size")},
+        Sum="sum",
+        allreduce_async=lambda tensor, **_: tensor,
+        poll=lambda handle: pytest.fail("polled"),
+        synchronize=lambda handle: handle,
+    )
+    with FakeTensorMode():
+        total = communication.HorovodCommunicator(hvd).all_reduce_sum(torch.ones(3, device=CUDA))
+        assert total.device == CUDA
+
+
+def test_devices_of_the_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert devices.best_device() == torch.device("cuda")
+    assert inference._device("cuda:1") == torch.device("cuda", 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="--device cpu"):
+        inference._device("cuda:1")
+
+
+def test_the_record_names_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100")
+    assert provenance.device() == "NVIDIA H100"
