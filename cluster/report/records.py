@@ -52,7 +52,7 @@ class TrialRecord:
 
     def hparam(self, name: str) -> Any:
         """A hyperparameter as it was in force: the trial's own value, or the default."""
-        return self.hparams.get(name, getattr(HParams, name))
+        return self.hparams.get(name, getattr(HParams(), name))
 
     @property
     def batches(self) -> int:

@@ -26,7 +26,7 @@ def trained(loss: float, speed: float) -> dict[str, Any]:
     return {"loss": loss, "class_loss": loss, "box_loss": 0.0, "images_per_second": speed}
 
 
-HPARAMS = {"model": "tiny", "global_batch_size": 16}
+HPARAMS = {"model": "tiny", "global_batch_size": 16, "amp": False}
 
 # It waited 1000 s for its slots; evaluations took 5 and 3 s.
 CONST = Experiment(
@@ -58,7 +58,7 @@ DISTRIBUTED = Experiment(
     [
         Trial(
             12,
-            {"model": "tiny", "global_batch_size": 64},
+            {"model": "tiny", "global_batch_size": 64, "amp": False},
             restarts=1,
             allocations=[(10.0, 40.0), (60.0, None)],
             archived=[(1, 25, 38.0, trained(9.0, 500.0))],
@@ -80,7 +80,7 @@ def search(**hparams: Any) -> Experiment:
     def trial(number: int, state: str, values: list[float], lr: float, **more: Any) -> Trial:
         return Trial(
             number,
-            {"model": "tiny", "global_batch_size": 8, "lr": lr, "opt": "adam"},
+            {"model": "tiny", "amp": False, "global_batch_size": 8, "lr": lr, "opt": "adam"},
             state,
             validation=[
                 (1, 10 * epoch, 10.0 * epoch, {"AP": value, "epochs": epoch})
