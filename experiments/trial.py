@@ -279,7 +279,10 @@ class EfficientDetTrial(pytorch.PyTorchTrial):
             self._hold_loss_scale(self.scaler)
         self.position += 1
         if self.ema is not None:
-            self.ema.update(self.detector, step=self.position)
+            # Told the step, timm's average begins as a copy after the first one, its warm-up's way;
+            # the reference's begins at the first weights.
+            step = self.position if self.hparams.model_ema_warmup else None
+            self.ema.update(self.detector, step=step)
         self.training_metrics.update(loss.detach(), class_loss.detach(), box_loss.detach())
         wanted = self.progress.wants_loss()
         self.progress.batch(self.position, float(loss.detach()) if wanted else None, lr)

@@ -1,4 +1,9 @@
-"""Fifty steps of training against effdet 0.4.1's own bench, optimizer, clipping and average."""
+"""Fifty steps of training against effdet 0.4.1's own bench, optimizer, clipping and average.
+
+In float64 up to the loss: from random weights, batch norms over two values at the coarsest level
+double what float32 rounds off every few steps, and after fifty that would hide a mistake. Here all
+that differs after fifty steps is below 1e-7.
+"""
 
 from argparse import Namespace
 from pathlib import Path
@@ -11,15 +16,15 @@ from effdet.bench import DetBenchTrain
 from effdet.config import get_efficientdet_config
 from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.utils import ModelEmaV2, dispatch_clip_grad
-from torch import Tensor, nn
+from torch import Tensor
 
 from experiments.input import Batch
 from experiments.trial import EfficientDetTrial, step_seed
 from tests.experiments.local_trial import local_trial
 
 STEPS = 50
-SIZE = (256, 256)
-BATCH = 4
+SIZE = (128, 128)
+BATCH = 2
 
 
 def generated_batch(step: int, num_classes: int) -> Batch:
@@ -30,7 +35,7 @@ def generated_batch(step: int, num_classes: int) -> Batch:
     classes = torch.randint(1, num_classes + 1, (BATCH, 4), generator=generator)
     classes[0, 1 + step % 4 :] = -1
     return {
-        "image": torch.randn(BATCH, 3, *SIZE, generator=generator),
+        "image": torch.randn(BATCH, 3, *SIZE, generator=generator, dtype=torch.float64),
         "boxes": torch.cat([corner, corner + sides], dim=-1),
         "classes": classes,
     }
@@ -63,9 +68,14 @@ class Peer:
         self.ema.update(self.bench)
 
 
-def vector(detector: nn.Module) -> Tensor:
-    """All weights of a detector as one vector."""
-    return torch.cat([x.detach().double().flatten() for x in detector.parameters()])
+def largest_differences(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> dict[str, float]:
+    """Of each tensor, relative to its largest value."""
+    assert ours.keys() == theirs.keys()
+    return {
+        name: float((ours[name] - x).abs().max() / x.abs().max().clamp(min=1e-3))
+        for name, x in theirs.items()
+        if x.is_floating_point()
+    }
 
 
 def train_both(trial: EfficientDetTrial, peer: Peer) -> None:
@@ -104,20 +114,20 @@ def test_fifty_steps_of_warm_up_end_in_effdets_weights(mini_coco: Path) -> None:
             clip_mode=hparams.clip_mode,
             model_ema_decay=hparams.model_ema_decay,
         )
-        start = vector(trial.detector)
         peer = Peer(before, trial.detector.config.num_classes, options)
+        assert trial.ema is not None
+        for module in (trial.detector, trial.ema, peer.bench.model, peer.ema.module.model):
+            module.double()
         train_both(trial, peer)
 
-    assert trial.ema is not None
-    for name, ours, theirs in (
-        ("weights", trial.detector, peer.bench.model),
-        ("average", trial.ema.module, peer.ema.module.model),
+    weights = trial.detector.state_dict()
+    averaged = trial.ema.module.state_dict()
+    moved = largest_differences(weights, before)
+    assert max(moved.values()) > 1e-2
+    for ours, theirs in (
+        (weights, peer.bench.model.state_dict()),
+        (averaged, peer.ema.module.model.state_dict()),
     ):
-        expected = vector(theirs)
-        difference = (vector(ours) - expected).norm()
-        moved = (expected - start).norm()
-        print(f"{name}: {difference / expected.norm():.1e}, of the way {difference / moved:.1e}")
-        assert difference < 1e-5 * expected.norm()
-        # Training itself, not only where it started, is the same.
-        assert moved > 1e-3 * start.norm()
-        assert difference < 1e-3 * moved
+        found = largest_differences(ours, theirs)
+        worst = max(found, key=lambda name: found[name])
+        assert found[worst] < 1e-5, (worst, found[worst])
