@@ -165,3 +165,22 @@ def test_fewer_candidates_than_rows() -> None:
         assert detections.shape == (1, 100, 6)
         assert_same(detections, oracle_detections((logits, codes), form, scale, size))
         assert not detections[:, 20:].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_scores_and_boxes_are_computed_in_float32(dtype: torch.dtype) -> None:
+    config = detector_config("tiny", num_classes=3)
+    generator = torch.Generator().manual_seed(0)
+    outputs = [
+        [
+            torch.randn(1, channels, height, width, generator=generator).to(dtype)
+            for height, width in config.level_sizes
+        ]
+        for channels in (3 * config.num_anchors, 4 * config.num_anchors)
+    ]
+    rest = (anchor_boxes(config), config, torch.ones(1), torch.tensor([[128, 128]]))
+    narrow = detect(*outputs, *rest)
+    wide = detect(*([x.float() for x in levels] for levels in outputs), *rest)
+    # Equal logits are in no order; otherwise the same detections.
+    assert narrow[0, :, 4].tolist() == wide[0, :, 4].tolist()
+    assert narrow[0, :, 4].unique().numel() > 20
