@@ -129,6 +129,26 @@ def run(
     return text
 
 
+def run_script(script: Path, *arguments: str, launcher: str, ranks: int) -> None:
+    """Run a script on ranks of one thread each. Fails with its output if it does."""
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'data-prep'}",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    result = subprocess.run(
+        [*command(launcher, ranks), str(script), *arguments],
+        check=False,
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
 def kill(process: subprocess.Popen[str]) -> None:
     """SIGKILL the launcher and every rank, which launchers put into sessions of their own."""
     try:

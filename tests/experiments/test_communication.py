@@ -1,16 +1,13 @@
 """The collectives give every rank the same, whichever library carries them."""
 
 import importlib.util
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from experiments.communication import SingleProcess
-from tests.experiments.launched import ROOT, command
+from tests.experiments.launched import run_script
 
 needs_horovod = pytest.mark.skipif(
     importlib.util.find_spec("horovod") is None,
@@ -38,23 +35,8 @@ def test_one_process_is_its_own_company() -> None:
     ],
 )
 def test_collectives(launcher: str, ranks: int, tmp_path: Path) -> None:
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": f"{ROOT}:{ROOT / 'data-prep'}",
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    }
     script = Path(__file__).with_name("collectives.py")
-    result = subprocess.run(
-        [*command(launcher, ranks), str(script), str(tmp_path)],
-        check=False,
-        env=environment,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
+    run_script(script, str(tmp_path), launcher=launcher, ranks=ranks)
     for rank in range(ranks):
         found = torch.load(tmp_path / f"{rank}.pt")
         assert found["size"] == ranks

@@ -2,9 +2,6 @@
 
 import copy
 import importlib.util
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +12,7 @@ from torch import Tensor, nn
 
 from experiments.hparams import parse_hparams
 from experiments.optimization import build_optimizer, gradient_clipper
-from tests.experiments.launched import ROOT, command
+from tests.experiments.launched import run_script
 
 FUSED = ("fusedsgd", "fusedmomentum", "fusednesterov", "fusedadam", "fusedadamw")
 STEPS = 8
@@ -169,23 +166,8 @@ def test_torchs_fused_kernels_round_differently(kind: Any) -> None:
 )
 def test_ranks_skip_the_same_steps(launcher: str, ranks: int, tmp_path: Path) -> None:
     """Through Determined's own wrappers: Horovod's makes a new optimizer without any state."""
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": f"{ROOT}:{ROOT / 'data-prep'}",
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    }
     script = Path(__file__).with_name("fused_ranks.py")
-    result = subprocess.run(
-        [*command(launcher, ranks), str(script), str(tmp_path)],
-        check=False,
-        env=environment,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
+    run_script(script, str(tmp_path), launcher=launcher, ranks=ranks)
     for rank in range(ranks):
         found = torch.load(tmp_path / f"{rank}.pt")
         assert found["momentum"].isfinite().all()
