@@ -245,17 +245,17 @@ test-sync: setup ## Test coco-sync between hosts in namespaces, with kills (COCO
 
 .PHONY: test-cluster
 test-cluster: setup ## Run the tests that need Docker and Determined's images (TESTS=)
-	@$(PY) tools/run_tests.py --no-lint -m cluster $(or $(TESTS),tests/cluster)
+	@$(PY) tools/run_tests.py --no-lint -m cluster $(or $(TESTS),tests/system/cluster)
 
 .PHONY: test-hosts
 test-hosts: setup ## A cluster's whole life (TEST_HOSTS_PROXY= TEST_HOSTS_BUNDLE= TEST_HOSTS_IMAGE=)
-	@TEST_HOSTS=yes $(PY) tools/run_tests.py --no-lint -m cluster tests/ansible
+	@TEST_HOSTS=yes $(PY) tools/run_tests.py --no-lint -m cluster tests/system/hosts
 
 .PHONY: lint
 lint: setup ## Check the style and types of all files
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
-	.venv/bin/mypy bench cluster data-prep docker model experiments tools
+	.venv/bin/mypy bench cluster data-prep docker experiments model reporting tools
 	.venv/bin/mypy --ignore-missing-imports $$(git ls-files 'ansible/*.py')
 	.venv/bin/yamllint --strict $$(git ls-files '*.yaml' '*.yml' .yamllint)
 	.venv/bin/shellcheck --external-sources $$(git ls-files '*.sh' .ci/run)

@@ -1,4 +1,4 @@
-"""Starts the command line, and imports nothing else: subjects' processes read this file too."""
+"""Starts the command line, and imports nothing else: contenders' processes read this file too."""
 
 if __name__ == "__main__":
     import typer

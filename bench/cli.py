@@ -147,7 +147,7 @@ def main(
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads; as many as cores if not given.")
     ] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Measurements of each subject.")] = 3,
+    repeats: Annotated[int, typer.Option(min=1, help="Measurements of each contender.")] = 3,
     quick: Annotated[
         bool, typer.Option("--quick", help="Short and small, to see that all works.")
     ] = False,
@@ -199,10 +199,10 @@ def main(
     for file in write_results(run, out):
         console.print(f"wrote {file}", highlight=False, soft_wrap=True)
     failed = [
-        f"{result.name}: {subject.name}: {subject.error}"
+        f"{result.name}: {contender.name}: {contender.error}"
         for result in results
-        for subject in result.subjects
-        if subject.error is not None
+        for contender in result.contenders
+        if contender.error is not None
     ]
     for line in failed:
         console.print(f"FAILED {line}", style="red", markup=False, highlight=False)

@@ -1,42 +1,42 @@
-"""Comparisons: subjects measured in turn, A B A B, so that all share the machine's moods."""
+"""Comparisons: contenders measured in turn, A B A B, so that all share the machine's moods."""
 
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from bench.measuring import Settings, SubjectSpec
-from bench.process import SubjectError, SubjectProcess
-from bench.results import ComparisonResult, SubjectResult
+from bench.measuring import ContenderSpec, Settings
+from bench.process import ContenderError, ContenderProcess
+from bench.results import ComparisonResult, ContenderResult
 
 T = TypeVar("T")
 
 Advance = Callable[[str, float], None]
 """Told what is done next, and how many expected seconds of work are behind."""
 
-# What a subject takes to import, build and warm up, about: for the time left that is shown.
+# What a contender takes to import, build and warm up, about: for the time left that is shown.
 SETUP_SECONDS = 8.0
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Subjects that do the same work.
+    """Contenders that do the same work.
 
     Attributes:
         name: on the command line and in results.
         title: for people.
         unit: of work.
-        subjects: at most one of them ours.
-        prepare: makes what all subjects need, in the settings' scratch folder.
+        contenders: at most one of them ours.
+        prepare: makes what all contenders need, in the settings' scratch folder.
         needs: says why the comparison cannot run here; None if it can.
         seconds: of one measurement.
-        repeats: measurements of each subject; None takes what the user asks for.
+        repeats: measurements of each contender; None takes what the user asks for.
     """
 
     name: str
     title: str
     unit: str
-    subjects: tuple[SubjectSpec, ...]
+    contenders: tuple[ContenderSpec, ...]
     prepare: Callable[[Settings], None] | None = None
     needs: Callable[[], str | None] = lambda: None
     seconds: float = 6.0
@@ -45,7 +45,7 @@ class Comparison:
     def expected_seconds(self, *, seconds: float | None, repeats: int) -> float:
         """What it takes, about."""
         each = self.seconds if seconds is None else seconds
-        return len(self.subjects) * (SETUP_SECONDS + each * (self.repeats or repeats))
+        return len(self.contenders) * (SETUP_SECONDS + each * (self.repeats or repeats))
 
 
 def run_comparison(
@@ -56,26 +56,26 @@ def run_comparison(
     seconds: float | None = None,
     advance: Advance = lambda _, __: None,
 ) -> ComparisonResult:
-    """Measure all subjects of a comparison; those that fail are reported and left out.
+    """Measure all contenders of a comparison; those that fail are reported and left out.
 
     Args:
         comparison: what to compare.
-        settings: what subjects are told.
-        repeats: measurements of each subject, where the comparison leaves it open.
+        settings: what contenders are told.
+        repeats: measurements of each contender, where the comparison leaves it open.
         seconds: of one measurement; None takes the comparison's.
         advance: is told of progress.
     """
     seconds = comparison.seconds if seconds is None else seconds
-    results = [SubjectResult(spec.name, spec.role) for spec in comparison.subjects]
+    results = [ContenderResult(spec.name, spec.role) for spec in comparison.contenders]
     found = ComparisonResult(comparison.name, comparison.title, comparison.unit, results)
     advance(f"{comparison.name}: preparing", 0.0)
     if comparison.prepare is not None:
         comparison.prepare(settings)
-    processes: list[SubjectProcess] = []
+    processes: list[ContenderProcess] = []
     try:
-        for number, spec in enumerate(comparison.subjects):
+        for number, spec in enumerate(comparison.contenders):
             log = settings.scratch / f"{comparison.name}-{number}.log"
-            processes.append(SubjectProcess(spec, settings, log))
+            processes.append(ContenderProcess(spec, settings, log))
         pairs = list(zip(processes, results, strict=True))
         for process, result in pairs:
             _attempt(comparison, result, process.wait_built)
@@ -97,13 +97,13 @@ def run_comparison(
     return found
 
 
-def _attempt(comparison: Comparison, result: SubjectResult, action: Callable[[], T]) -> T | None:
-    """What an action of a subject gives; None where it fails, which is noted and told, or did."""
+def _attempt(comparison: Comparison, result: ContenderResult, action: Callable[[], T]) -> T | None:
+    """What an action of a contender gives; None where it fails, which is noted and told, or did."""
     if result.error is not None:
         return None
     try:
         return action()
-    except SubjectError as error:
+    except ContenderError as error:
         result.error = error.summary
         print(f"{comparison.name}: {result.name} failed: {error}", file=sys.stderr, flush=True)
         return None

@@ -3,8 +3,8 @@
 from typing import Any
 
 from bench.comparing import Comparison
-from bench.measuring import Role, SubjectSpec
-from bench.subjects.coco_result import prepare_result
+from bench.contenders.coco_result import prepare_result
+from bench.measuring import ContenderSpec, Role
 
 _OURS = "this project"
 _IMAGES = "images/s"
@@ -13,24 +13,24 @@ _WORKERS = (0, 2)
 _GPU_WORKERS = 16
 
 
-def _subject(name: str, role: Role, target: str, **options: Any) -> SubjectSpec:
-    return SubjectSpec(name, role, f"bench.subjects.{target}", options)
+def _contender(name: str, role: Role, target: str, **options: Any) -> ContenderSpec:
+    return ContenderSpec(name, role, f"bench.contenders.{target}", options)
 
 
-def _ours(target: str, **options: Any) -> SubjectSpec:
-    return _subject(_OURS, "ours", target, **options)
+def _ours(target: str, **options: Any) -> ContenderSpec:
+    return _contender(_OURS, "ours", target, **options)
 
 
-def _effdet(target: str, *workers: int, **options: Any) -> tuple[SubjectSpec, ...]:
-    """One subject for each number of workers; the fastest counts."""
+def _effdet(target: str, *workers: int, **options: Any) -> tuple[ContenderSpec, ...]:
+    """One contender for each number of workers; the fastest counts."""
     return tuple(
-        _subject(f"effdet, {n} workers", "peer", f"effdet_peer:{target}", workers=n, **options)
+        _contender(f"effdet, {n} workers", "peer", f"effdet_peer:{target}", workers=n, **options)
         for n in workers
     )
 
 
-def _decoding(training: bool) -> SubjectSpec:
-    return _subject("decoding alone", "reference", "decoding:Decoding", training=training)
+def _decoding(training: bool) -> ContenderSpec:
+    return _contender("decoding alone", "reference", "decoding:Decoding", training=training)
 
 
 def gpu_missing() -> str | None:
@@ -47,7 +47,7 @@ COMPARISONS = (
         "training-step",
         "Training step: forward, targets, loss, backward, optimizer",
         _IMAGES,
-        (_ours("ours:Training"), _subject("effdet", "peer", "effdet_peer:Training")),
+        (_ours("ours:Training"), _contender("effdet", "peer", "effdet_peer:Training")),
         seconds=8.0,
     ),
     Comparison(
@@ -98,7 +98,7 @@ COMPARISONS = (
         "coco-metrics",
         "COCO's metrics of a result of val2017's size, annotation file included",
         "evaluations/s",
-        (_ours("coco_ours:Metrics"), _subject("pycocotools", "peer", "coco_peer:Metrics")),
+        (_ours("coco_ours:Metrics"), _contender("pycocotools", "peer", "coco_peer:Metrics")),
         prepare=prepare_result,
         seconds=15.0,
         repeats=2,  # pycocotools is slow, and its time varies little
@@ -119,7 +119,7 @@ COMPARISONS = (
         _IMAGES,
         (
             _ours("ours:Training", device="cuda"),
-            _subject("effdet", "peer", "effdet_peer:Training", device="cuda"),
+            _contender("effdet", "peer", "effdet_peer:Training", device="cuda"),
         ),
         needs=gpu_missing,
     ),

@@ -79,7 +79,7 @@ def allocator() -> dict[str, str]:
 def keep_large_blocks() -> None:
     """Let processes started from here keep memory that they freed, if nothing else is set.
 
-    A training step on a CPU asks for the same large blocks again and again; all subjects gain.
+    A training step on a CPU asks for the same large blocks again and again; all contenders gain.
     """
     for name in _MALLOC:
         os.environ.setdefault(name, str(32 * 2**30))

@@ -1,4 +1,4 @@
-"""What is measured: subjects, and the time that a piece of their work took."""
+"""What is measured: contenders, and the time that a piece of their work took."""
 
 import importlib
 import time
@@ -13,7 +13,7 @@ Device = Literal["cpu", "cuda"]
 
 @dataclass(frozen=True)
 class Settings:
-    """What subjects are told.
+    """What contenders are told.
 
     Attributes:
         data: folder of COCO's layout.
@@ -51,8 +51,8 @@ class Measurement:
     Attributes:
         work: how much was done, in the comparison's unit (images, evaluations).
         seconds: in what time.
-        stages: seconds of each stage, where the subject tells them apart.
-        outcome: numbers that the work gave, to hold subjects against each other.
+        stages: seconds of each stage, where the contender tells them apart.
+        outcome: numbers that the work gave, to hold contenders against each other.
     """
 
     work: float
@@ -61,7 +61,7 @@ class Measurement:
     outcome: dict[str, float] = field(default_factory=dict)
 
 
-class Subject(Protocol):
+class Contender(Protocol):
     """Something that can be measured again and again, in a process of its own."""
 
     def warm_up(self) -> None:
@@ -72,11 +72,11 @@ class Subject(Protocol):
 
 
 @dataclass(frozen=True)
-class SubjectSpec:
-    """How to make a subject.
+class ContenderSpec:
+    """How to make a contender.
 
-    The class is named, not held: each process imports only what its own subject needs, so that no
-    subject pays with its memory for another's libraries.
+    The class is named, not held: each process imports only what its own contender needs, so that no
+    contender pays with its memory for another's libraries.
 
     Attributes:
         name: for people.
@@ -90,7 +90,7 @@ class SubjectSpec:
     target: str
     options: dict[str, Any] = field(default_factory=dict)
 
-    def resolve(self) -> Callable[..., Subject]:
+    def resolve(self) -> Callable[..., Contender]:
         """Import the class.
 
         Raises:
@@ -98,12 +98,12 @@ class SubjectSpec:
             AttributeError: the module has no such class.
         """
         module, _, name = self.target.partition(":")
-        found: Callable[..., Subject] = getattr(importlib.import_module(module), name)
+        found: Callable[..., Contender] = getattr(importlib.import_module(module), name)
         return found
 
 
 class Loop:
-    """A subject that repeats a step; all the time of all steps counts.
+    """A contender that repeats a step; all the time of all steps counts.
 
     Attributes:
         lead_in: steps before each timed piece. A loader that was idle has batches ready, which
@@ -123,7 +123,7 @@ class Loop:
         """Wait until all that was begun is done."""
 
     def finished(self) -> None:
-        """Look at what the steps gave, outside the timed piece; an error fails the subject."""
+        """Look at what the steps gave, outside the timed piece; an error fails the contender."""
 
     def warm_up(self) -> None:
         """Do the first steps, which make plans, kernels and room in memory."""

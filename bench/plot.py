@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from experiments.evaluation.plots import save_figure
+from reporting.plots import save_figure
 
 _FASTER, _SLOWER, _INK, _GRID = "#0072B2", "#D55E00", "#333333", "#DDDDDD"
 

@@ -1,4 +1,4 @@
-"""A subject in a process of its own: its memory, allocator and threads are nobody else's."""
+"""A contender in a process of its own: its memory, allocator and threads are nobody else's."""
 
 import contextlib
 import multiprocessing
@@ -11,37 +11,37 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from bench.measuring import Measurement, Settings, SubjectSpec
+from bench.measuring import ContenderSpec, Measurement, Settings
 
-# A subject that says nothing for so long hangs; compiling for a GPU takes minutes.
+# A contender that says nothing for so long hangs; compiling for a GPU takes minutes.
 _LIMIT_SECONDS = 900.0
 # Libraries' threads and workers may take as long to end, after all is measured.
 _EXIT_SECONDS = 10.0
 _SHOWN_LINES = 15
 
 
-class SubjectError(RuntimeError):
-    """A subject failed; `summary` is the one line that says why, the message all of it."""
+class ContenderError(RuntimeError):
+    """A contender failed; `summary` is the one line that says why, the message all of it."""
 
     def __init__(self, summary: str, details: str = "") -> None:
         super().__init__(f"{summary}\n{details}".strip())
         self.summary = summary
 
 
-class SubjectProcess:
-    """Starts a subject; it builds while others do, and works only when it is told to.
+class ContenderProcess:
+    """Starts a contender; it builds while others do, and works only when it is told to.
 
     Args:
-        spec: the subject.
+        spec: the contender.
         settings: what it is told.
-        log: file for what the subject prints.
+        log: file for what the contender prints.
     """
 
-    def __init__(self, spec: SubjectSpec, settings: Settings, log: Path) -> None:
+    def __init__(self, spec: ContenderSpec, settings: Settings, log: Path) -> None:
         self.spec = spec
         self._log = log
         self._finished = False
-        # Spawned, not forked: nothing of this process is in the subject's memory.
+        # Spawned, not forked: nothing of this process is in the contender's memory.
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(
@@ -51,10 +51,10 @@ class SubjectProcess:
         theirs.close()
 
     def wait_built(self) -> None:
-        """Wait until the subject is built.
+        """Wait until the contender is built.
 
         Raises:
-            SubjectError: it failed.
+            ContenderError: it failed.
         """
         self._answer()
 
@@ -62,7 +62,7 @@ class SubjectProcess:
         """Have it do its first work; not while others work, whose threads would wait for its own.
 
         Raises:
-            SubjectError: it failed.
+            ContenderError: it failed.
         """
         self._connection.send(0.0)
         self._answer()
@@ -71,7 +71,7 @@ class SubjectProcess:
         """Have it work for about that long.
 
         Raises:
-            SubjectError: it failed.
+            ContenderError: it failed.
         """
         self._connection.send(seconds)
         measurement: Measurement = self._answer()
@@ -81,7 +81,7 @@ class SubjectProcess:
         """End the process and give its peak memory by kind, MiB.
 
         Raises:
-            SubjectError: it failed.
+            ContenderError: it failed.
         """
         self._connection.send(None)
         memory: dict[str, float] = self._answer()
@@ -99,14 +99,14 @@ class SubjectProcess:
 
     def _answer(self) -> Any:
         if not self._connection.poll(_LIMIT_SECONDS):
-            raise SubjectError(f"no answer within {_LIMIT_SECONDS:.0f} s", self._printed())
+            raise ContenderError(f"no answer within {_LIMIT_SECONDS:.0f} s", self._printed())
         try:
             kind, content = self._connection.recv()
         except EOFError:
             self._process.join(timeout=10)
-            raise SubjectError(self._death(), self._printed()) from None
+            raise ContenderError(self._death(), self._printed()) from None
         if kind == "failed":
-            raise SubjectError(*content)
+            raise ContenderError(*content)
         return content
 
     def _death(self) -> str:
@@ -124,23 +124,23 @@ class SubjectProcess:
 
 
 def _serve(
-    spec: SubjectSpec, settings: Settings, log: Path, connection: Connection, other: Connection
+    spec: ContenderSpec, settings: Settings, log: Path, connection: Connection, other: Connection
 ) -> None:
-    """The subject's process: answers until the other end closes."""
+    """The contender's process: answers until the other end closes."""
     other.close()  # or this process would keep the pipe alive that tells it to go
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the starting process decides
     with log.open("w") as file:
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())
     try:
-        subject = spec.resolve()(settings, **spec.options)
+        contender = spec.resolve()(settings, **spec.options)
         connection.send(("built", None))
         connection.recv()
-        subject.warm_up()
+        contender.warm_up()
         connection.send(("warm", None))
         workers_mib = 0.0
         while (seconds := connection.recv()) is not None:
-            measurement = subject.measure(seconds)
+            measurement = contender.measure(seconds)
             workers_mib = max(workers_mib, _workers_mib())
             connection.send(("measured", measurement))
         connection.send(("memory", _peak_memory(workers_mib)))

@@ -38,28 +38,28 @@ def heading(run: Run) -> list[str]:
 
 
 def rows(comparison: dict[str, Any]) -> list[tuple[str, ...]]:
-    """One row for each subject, in the order of _COLUMNS.
+    """One row for each contender, in the order of _COLUMNS.
 
     Ratios are ours over the fastest peer: of the medians, and the least and the greatest of
     measurements that were made one after the other.
     """
     table: list[tuple[str, ...]] = []
-    for subject in comparison["subjects"]:
-        if subject["error"] is not None:
-            table.append((subject["name"], f"FAILED: {subject['error']}", "", "", "", ""))
+    for contender in comparison["subjects"]:
+        if contender["error"] is not None:
+            table.append((contender["name"], f"FAILED: {contender['error']}", "", "", "", ""))
             continue
-        is_ours = subject["role"] == "ours"
+        is_ours = contender["role"] == "ours"
         pairs = comparison["pair_ratios"]
         ratio = comparison["ratio"] if is_ours else None
-        rates = subject["rates"]
+        rates = contender["rates"]
         table.append(
             (
-                subject["name"],
-                _rate(subject["rate"], comparison["unit"]),
+                contender["name"],
+                _rate(contender["rate"], comparison["unit"]),
                 _spread(rates, comparison["unit"]) if len(rates) > 1 else "",
                 f"{ratio:.2f}" if ratio else "",
                 f"{min(pairs):.2f} .. {max(pairs):.2f}" if is_ours and pairs else "",
-                _memory(subject["memory_mib"]),
+                _memory(contender["memory_mib"]),
             )
         )
     return table
@@ -68,8 +68,8 @@ def rows(comparison: dict[str, Any]) -> list[tuple[str, ...]]:
 def notes(comparison: dict[str, Any]) -> list[str]:
     """What is to be said below a comparison's table."""
     said = []
-    for subject in comparison["subjects"]:
-        stages = subject["stage_seconds"]
+    for contender in comparison["subjects"]:
+        stages = contender["stage_seconds"]
         if len(stages) > 1:
             total = sum(stages.values())
             of_each = ", ".join(
@@ -77,7 +77,7 @@ def notes(comparison: dict[str, Any]) -> list[str]:
                 for name, seconds in stages.items()
             )
             of = "an image" if comparison["unit"].startswith("images") else "an evaluation"
-            said.append(f"Stages of {subject['name']}, {of}: {of_each}.")
+            said.append(f"Stages of {contender['name']}, {of}: {of_each}.")
     if comparison["outcome_difference"] is not None:
         said.append(
             f"Largest difference between their results: {comparison['outcome_difference']:.1e}."

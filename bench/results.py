@@ -8,14 +8,14 @@ from bench.measuring import Measurement, Role
 
 
 @dataclass
-class SubjectResult:
-    """One subject's measurements, or why there are none.
+class ContenderResult:
+    """One contender's measurements, or why there are none.
 
     Attributes:
         measurements: in the order in which they were made; the i-th ones of a comparison's
-            subjects were made one after the other.
+            contenders were made one after the other.
         memory_mib: peak memory by kind: of the process, of its loader's workers, on the GPU.
-        error: one line that says why the subject failed.
+        error: one line that says why the contender failed.
     """
 
     name: str
@@ -65,17 +65,17 @@ class ComparisonResult:
     name: str
     title: str
     unit: str
-    subjects: list[SubjectResult]
+    contenders: list[ContenderResult]
 
     @property
-    def ours(self) -> SubjectResult | None:
-        """Our subject, if it was measured."""
-        return next((s for s in self.subjects if s.role == "ours" and s.rate is not None), None)
+    def ours(self) -> ContenderResult | None:
+        """Our contender, if it was measured."""
+        return next((s for s in self.contenders if s.role == "ours" and s.rate is not None), None)
 
     @property
-    def best_peer(self) -> SubjectResult | None:
+    def best_peer(self) -> ContenderResult | None:
         """The fastest peer."""
-        peers = [s for s in self.subjects if s.role == "peer" and s.rate is not None]
+        peers = [s for s in self.contenders if s.role == "peer" and s.rate is not None]
         return max(peers, key=lambda peer: peer.rate or 0.0, default=None)
 
     @property
@@ -96,8 +96,8 @@ class ComparisonResult:
 
     @property
     def outcome_difference(self) -> float | None:
-        """The largest difference between what two subjects computed; None if they say nothing."""
-        outcomes = [s.measurements[0].outcome for s in self.subjects if s.rate is not None]
+        """The largest difference between what two contenders computed; None if they say nothing."""
+        outcomes = [s.measurements[0].outcome for s in self.contenders if s.rate is not None]
         outcomes = [outcome for outcome in outcomes if outcome]
         if len(outcomes) < 2:
             return None
@@ -115,5 +115,5 @@ class ComparisonResult:
             "pair_ratios": self.pair_ratios,
             "best_peer": peer.name if peer is not None else None,
             "outcome_difference": self.outcome_difference,
-            "subjects": [each.as_dict() for each in self.subjects],
+            "subjects": [each.as_dict() for each in self.contenders],
         }

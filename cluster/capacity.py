@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from determined.common.api import bindings
 
-from cluster.connection import Connection, explained
+from cluster.connection import MasterConnection, explained
 from cluster.errors import ClusterError
 
 
@@ -23,7 +23,7 @@ def trial_sizes(agents: Sequence[int]) -> list[int]:
     return sorted({*on_one, *on_several} - {0})
 
 
-def require_capacity(connection: Connection, slots: int) -> None:
+def require_capacity(connection: MasterConnection, slots: int) -> None:
     """See that the cluster's agents can run a trial, busy as they may be now.
 
     Raises:

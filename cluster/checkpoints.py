@@ -9,7 +9,7 @@ from determined import errors
 from determined.common import api
 from determined.experimental.client import Checkpoint, Determined
 
-from cluster.connection import Connection, explained
+from cluster.connection import MasterConnection, explained
 from cluster.errors import ClusterError
 
 # Collected meanwhile, not where Determined says it is, or in an object store that refuses us.
@@ -25,7 +25,7 @@ NOT_TO_BE_HAD = (
 )
 
 
-def fetch(connection: Connection, what: str, folder: Path) -> Path:
+def fetch(connection: MasterConnection, what: str, folder: Path) -> Path:
     """Download a checkpoint and hold it against its digests; return its folder.
 
     Args:
@@ -37,7 +37,7 @@ def fetch(connection: Connection, what: str, folder: Path) -> Path:
         ClusterError: There is no such checkpoint, or its files cannot be had or are damaged.
     """
     # Here, and not for every command: it brings torch in, which takes seconds.
-    from experiments.checkpoint import CheckpointError, verify_digests
+    from experiments.checkpoints.contents import CheckpointError, verify_digests
 
     cluster = connection.login()
     with explained(connection):

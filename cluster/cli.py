@@ -8,13 +8,13 @@ import typer
 from rich.console import Console
 
 from cluster.checkpoints import fetch
-from cluster.connection import ROOT, Connection, load_connection
+from cluster.connection import ROOT, MasterConnection, load_connection
 from cluster.errors import ClusterError
 from cluster.follow import follow
 from cluster.local import LocalCluster
 from cluster.overlays import config_arguments, overlay_arguments
 from cluster.submit import submit
-from experiments.progress import print_error
+from reporting.progress import print_error
 
 app = typer.Typer(
     help="Start a cluster on this machine, and train on that one or another.",
@@ -130,7 +130,7 @@ def report_command(
     console.print(f"The report is in {readme}", highlight=False, soft_wrap=True)
 
 
-def _data_settings(connection: Connection, dataset: str | None) -> dict[str, Any]:
+def _data_settings(connection: MasterConnection, dataset: str | None) -> dict[str, Any]:
     """Where the cluster's hosts have a data set, and the version that a trial must find there."""
     folder = connection.data
     if dataset is not None:

@@ -38,7 +38,7 @@ FOLDER = ROOT / ".secrets" / "clusters"
 
 
 @dataclass(frozen=True)
-class Connection:
+class MasterConnection:
     """One cluster's address and login."""
 
     name: str
@@ -90,7 +90,7 @@ def forget_connection(name: str) -> None:
         file.unlink(missing_ok=True)
 
 
-def load_connection(name: str) -> Connection:
+def load_connection(name: str) -> MasterConnection:
     """Read a cluster's file.
 
     Raises:
@@ -110,12 +110,12 @@ def load_connection(name: str) -> Connection:
     versions = _versions_file(name)
     known = yaml.safe_load(versions.read_text()) if versions.is_file() else {}
     try:
-        return Connection(name=name, versions=known, **content)
+        return MasterConnection(name=name, versions=known, **content)
     except TypeError as error:
         raise ClusterError(f"{file} is not a cluster's file ({error}); write it anew") from error
 
 
-def save_connection(connection: Connection) -> Path:
+def save_connection(connection: MasterConnection) -> Path:
     """Write a cluster's files, readable by their owner only; return where the first one is."""
     content = {key: value for key, value in asdict(connection).items() if value is not None}
     del content["name"]
@@ -134,7 +134,7 @@ def write_secret(file: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def explained(connection: Connection) -> Iterator[None]:
+def explained(connection: MasterConnection) -> Iterator[None]:
     """Turn failures of talking to the master into errors that say what to do."""
     try:
         yield

@@ -11,7 +11,7 @@ from determined.experimental import Determined
 from determined.experimental.client import ExperimentState
 from rich.console import Console
 
-from cluster.connection import Connection, explained
+from cluster.connection import MasterConnection, explained
 from cluster.errors import ClusterError
 from cocodata.text import duration
 
@@ -27,7 +27,7 @@ _ENDED = (
 _TROUBLE = (api.errors.MasterNotFoundException, requests.exceptions.RequestException)
 
 
-def follow(connection: Connection, experiment_id: int, console: Console) -> None:
+def follow(connection: MasterConnection, experiment_id: int, console: Console) -> None:
     """Print what an experiment does until it ends.
 
     Raises:

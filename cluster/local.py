@@ -12,8 +12,14 @@ from pathlib import Path
 import requests
 from rich.console import Console
 
-from cluster import engine
-from cluster.connection import ROOT, Connection, forget_connection, save_connection, write_secret
+from cluster import docker
+from cluster.connection import (
+    ROOT,
+    MasterConnection,
+    forget_connection,
+    save_connection,
+    write_secret,
+)
 from cluster.errors import ClusterError
 from cluster.template import local_template, set_template
 from cocodata import DatasetError
@@ -54,17 +60,17 @@ class LocalCluster:
 
     def up(
         self, console: Console, *, data: Path, agents: int = 1, slots: int = 4, port: int = 8080
-    ) -> Connection:
+    ) -> MasterConnection:
         """Start it, or bring a running one to these settings; return how to reach it.
 
         Raises:
             ClusterError: The engine, an image or the port is missing, or a part does not start.
         """
         started = time.monotonic()
-        engine.require_engine()
+        docker.require_engine()
         self._require_own_database()
         image = task_image()
-        if not engine.has_image(image):
+        if not docker.has_image(image):
             raise ClusterError(f"the task image {image} is not built: make image")
         self._require_port(port)
         (self.state / "checkpoints").mkdir(parents=True, exist_ok=True)
@@ -72,7 +78,7 @@ class LocalCluster:
         self.compose(
             *("up", "--detach", "--wait", "--wait-timeout", "180", "--scale", f"agent={agents}")
         )
-        connection = Connection(
+        connection = MasterConnection(
             name=self.name,
             master=f"http://127.0.0.1:{port}",
             user="admin",
@@ -99,7 +105,7 @@ class LocalCluster:
         Raises:
             ClusterError: It was never started, or a part does not stop.
         """
-        engine.require_engine()
+        docker.require_engine()
         if not self.env_file.is_file():
             raise ClusterError(f"no cluster was started here: there is no {self.env_file.name}")
         cluster_id = self._cluster_id()
@@ -109,7 +115,7 @@ class LocalCluster:
 
     def destroy(self, console: Console) -> None:
         """Remove it with its database, checkpoints and passwords."""
-        engine.require_engine()
+        docker.require_engine()
         if self.env_file.is_file():
             cluster_id = self._cluster_id()
             self.compose("down", "--volumes", "--remove-orphans")
@@ -122,7 +128,7 @@ class LocalCluster:
 
     def compose(self, *arguments: str) -> None:
         """Run a compose command on this cluster."""
-        engine.compose(arguments, folder=str(ROOT), variables=read_variables(self.env_file))
+        docker.compose(arguments, folder=str(ROOT), variables=read_variables(self.env_file))
 
     def _cluster_id(self) -> str | None:
         """What the master calls itself, or did when it last answered; None if it never has."""
@@ -144,7 +150,7 @@ class LocalCluster:
     def _write_env(self, image: str, *, port: int, slots: int) -> dict[str, str]:
         """Write the compose file's variables; passwords that are there already are kept."""
         before = read_variables(self.env_file)
-        gpus = engine.has_gpus()
+        gpus = docker.has_gpus()
         variables = read_versions()
         variables |= {
             "COMPOSE_PROJECT_NAME": self.project,
@@ -161,7 +167,7 @@ class LocalCluster:
 
     def _require_port(self, port: int) -> None:
         """See that the master's port is free, or is this cluster's own."""
-        if engine.running_containers(f"com.docker.compose.project={self.project}"):
+        if docker.running_containers(f"com.docker.compose.project={self.project}"):
             return
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -174,7 +180,7 @@ class LocalCluster:
 
     def _require_own_database(self) -> None:
         """See that the passwords of a database that exists are still here."""
-        volume = engine.docker(
+        volume = docker.run(
             "volume", "ls", "--quiet", "--filter", f"name=^{self.project}_database$"
         )
         if volume and not self.env_file.is_file():
@@ -193,7 +199,7 @@ def _data_version(data: Path) -> str | None:
     return manifest.version if manifest else None
 
 
-def wait_for_agents(connection: Connection, agents: int, *, seconds: float = 60.0) -> int:
+def wait_for_agents(connection: MasterConnection, agents: int, *, seconds: float = 60.0) -> int:
     """Wait until the master knows this many agents; return their slots.
 
     Raises:
@@ -223,9 +229,9 @@ def _remove_tasks(cluster_id: str | None) -> None:
     if cluster_id is None:
         return
     label = f"label=ai.determined.container.cluster={cluster_id}"
-    containers = engine.docker("ps", "--all", "--quiet", "--filter", label).split()
+    containers = docker.run("ps", "--all", "--quiet", "--filter", label).split()
     if containers:
-        engine.docker("rm", "--force", *containers)
+        docker.run("rm", "--force", *containers)
 
 
 def _remove_tree(folder: Path) -> None:
@@ -233,7 +239,7 @@ def _remove_tree(folder: Path) -> None:
     if os.access(folder, os.W_OK) and os.getuid() == 0:
         shutil.rmtree(folder)
         return
-    engine.docker(
+    docker.run(
         *("run", "--rm", "--volume", f"{folder}:/state", task_image()),
         *("find", "/state", "-mindepth", "1", "-delete"),
     )

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from cluster.errors import ClusterError
-from experiments.config import ConfigError, apply_overlay, names_its_kind, read_yaml
+from experiments.settings.experiment import ConfigError, apply_overlay, names_its_kind, read_yaml
 
 
 def overlay_arguments(files: Sequence[Path]) -> list[str]:

@@ -11,15 +11,20 @@ from typing import Any
 from determined.cli import ntsc
 
 from cluster.capacity import require_capacity
-from cluster.connection import ROOT, Connection
+from cluster.connection import ROOT, MasterConnection
 from cluster.errors import ClusterError
 from cluster.overlays import config_arguments
-from experiments import provenance
-from experiments.config import ConfigError, parse_config, read_yaml, require_search_length
-from experiments.hparams import HParamError
+from experiments.runtime import provenance
+from experiments.settings.experiment import (
+    ConfigError,
+    parse_config,
+    read_yaml,
+    require_search_length,
+)
+from experiments.settings.hparams import HParamError
 
 
-def require_sound(config: Path, arguments: Sequence[str]) -> dict[str, Any]:
+def load_submittable_config(config: Path, arguments: Sequence[str]) -> dict[str, Any]:
     """See that the trial will take an experiment's settings, before anything is submitted.
 
     Of a search only the file and its length are looked at: its trials refuse values of their own.
@@ -54,7 +59,7 @@ def _changed(config: Path, changes: Sequence[str]) -> dict[str, Any]:
         ) from error
 
 
-def submit(connection: Connection, config: Path, arguments: Sequence[str]) -> int:
+def submit(connection: MasterConnection, config: Path, arguments: Sequence[str]) -> int:
     """Create and activate an experiment; return its id.
 
     Args:
@@ -66,7 +71,7 @@ def submit(connection: Connection, config: Path, arguments: Sequence[str]) -> in
         ClusterError: The file is missing or unsound, the cluster is too small for it, or the
             master refuses the experiment.
     """
-    content = require_sound(config, arguments)
+    content = load_submittable_config(config, arguments)
     slots = (content.get("resources") or {}).get("slots_per_trial", 1)
     if isinstance(slots, int):  # what is no number, the master refuses with its own words
         require_capacity(connection, slots)

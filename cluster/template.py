@@ -10,7 +10,7 @@ from typing import Any
 
 from determined.common.api import bindings
 
-from cluster.connection import Connection, explained
+from cluster.connection import MasterConnection, explained
 
 
 def local_template(image: str, checkpoints: Path) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def local_template(image: str, checkpoints: Path) -> dict[str, Any]:
     }
 
 
-def set_template(connection: Connection, content: Mapping[str, Any]) -> None:
+def set_template(connection: MasterConnection, content: Mapping[str, Any]) -> None:
     """Write the connection's template on its master, new or over the one there.
 
     Raises:

@@ -17,7 +17,7 @@ from rich.console import Console  # noqa: E402
 
 from cocodata import DatasetError, load_split, splits  # noqa: E402
 from cocodata.files import write_atomically  # noqa: E402
-from experiments.checkpoint import CheckpointError  # noqa: E402
+from experiments.checkpoints.contents import CheckpointError  # noqa: E402
 from experiments.evaluation import write_coco_results  # noqa: E402
 from experiments.evaluation.inference import (  # noqa: E402
     evaluation_input,
@@ -26,9 +26,9 @@ from experiments.evaluation.inference import (  # noqa: E402
 )
 from experiments.evaluation.loop import evaluate_detector  # noqa: E402
 from experiments.evaluation.report import sample_pictures, save_image  # noqa: E402
-from experiments.evaluation.tables import class_table, metrics_table, shown  # noqa: E402
 from experiments.input import SampleError  # noqa: E402
-from experiments.progress import print_error  # noqa: E402
+from reporting.progress import print_error  # noqa: E402
+from reporting.tables import class_table, metrics_table, shown  # noqa: E402
 
 
 def evaluate(

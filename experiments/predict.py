@@ -17,8 +17,8 @@ from rich.console import Console  # noqa: E402
 
 from cocodata import Categories, DatasetError, Split, load_split, splits  # noqa: E402
 from cocodata.files import write_atomically  # noqa: E402
-from experiments.checkpoint import CheckpointError, trained_categories  # noqa: E402
-from experiments.communication import SingleProcess  # noqa: E402
+from experiments.checkpoints.contents import CheckpointError  # noqa: E402
+from experiments.checkpoints.detectors import trained_categories  # noqa: E402
 from experiments.evaluation import Detections, DetectionTable  # noqa: E402
 from experiments.evaluation.drawing import draw_detections  # noqa: E402
 from experiments.evaluation.inference import (  # noqa: E402
@@ -36,8 +36,9 @@ from experiments.evaluation.pictures import (  # noqa: E402
 )
 from experiments.evaluation.report import save_image  # noqa: E402
 from experiments.input import EvalLoader, SampleError  # noqa: E402
-from experiments.progress import print_error  # noqa: E402
+from experiments.runtime.communication import SingleProcess  # noqa: E402
 from model import EfficientDet, anchor_boxes  # noqa: E402
+from reporting.progress import print_error  # noqa: E402
 
 _COCO_CLASSES = 90
 

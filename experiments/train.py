@@ -26,16 +26,14 @@ import typer  # noqa: E402
 from determined import pytorch  # noqa: E402
 
 from cocodata import DatasetError  # noqa: E402
-from experiments import local_run, provenance  # noqa: E402
-from experiments.callbacks import DivergedError  # noqa: E402
-from experiments.checkpoint import (  # noqa: E402
-    CheckpointError,
-    SavedCheckpoint,
-    allow_checkpoint_globals,
-)
-from experiments.cluster_run import go_on_from, resume_point  # noqa: E402
-from experiments.communication import communicator, start_distributed  # noqa: E402
-from experiments.config import (  # noqa: E402
+from experiments.checkpoints.contents import CheckpointError  # noqa: E402
+from experiments.checkpoints.detectors import allow_checkpoint_globals  # noqa: E402
+from experiments.checkpoints.local import SavedCheckpoint  # noqa: E402
+from experiments.input import SampleError, default_threads  # noqa: E402
+from experiments.runtime import provenance  # noqa: E402
+from experiments.runtime.communication import communicator, start_distributed  # noqa: E402
+from experiments.runtime.devices import DeviceError, allow_tf32, require_usable_gpus  # noqa: E402
+from experiments.settings.experiment import (  # noqa: E402
     ConfigError,
     ExperimentConfig,
     apply_overlay,
@@ -43,14 +41,15 @@ from experiments.config import (  # noqa: E402
     parse_config,
     read_yaml,
 )
-from experiments.dataset import load_splits  # noqa: E402
-from experiments.detector import random_backbone_notice  # noqa: E402
-from experiments.devices import DeviceError, allow_tf32, require_usable_gpus  # noqa: E402
-from experiments.hparams import HParamError, as_dict, changed_from_default  # noqa: E402
-from experiments.input import SampleError, default_threads  # noqa: E402
-from experiments.periods import Every  # noqa: E402
-from experiments.progress import print_error  # noqa: E402
-from experiments.trial import EfficientDetTrial, Run  # noqa: E402
+from experiments.settings.hparams import HParamError, as_dict, changed_from_default  # noqa: E402
+from experiments.training import local_run  # noqa: E402
+from experiments.training.callbacks import DivergedError  # noqa: E402
+from experiments.training.cluster_run import go_on_from, resume_point  # noqa: E402
+from experiments.training.dataset import load_splits  # noqa: E402
+from experiments.training.detector import random_backbone_notice  # noqa: E402
+from experiments.training.intervals import StepInterval  # noqa: E402
+from experiments.training.trial import EfficientDetTrial, Run  # noqa: E402
+from reporting.progress import print_error  # noqa: E402
 
 USER_ERRORS = (
     CheckpointError,
@@ -114,7 +113,7 @@ def _fit(
     offset = run.first_batch if local else 0
 
     def every(batches: int) -> pytorch.Batch:
-        return pytorch.Batch(Every(batches, offset=offset, last=run.total_batches))
+        return pytorch.Batch(StepInterval(batches, offset=offset, last=run.total_batches))
 
     def period(name: str) -> pytorch.Batch:
         return every(

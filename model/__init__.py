@@ -16,13 +16,13 @@ Inference: rows x1 y1 x2 y2 score class in the pixels of the source images.
 """
 
 from model.anchors import anchor_boxes
-from model.checkpoints import load_weights
-from model.config import DetectorConfig, detector_config, list_detectors
 from model.detection import detect
 from model.detector import EfficientDet, build_detector
+from model.detector_config import DetectorConfig, detector_config, list_detectors
 from model.losses import DetectionLoss
 from model.sync_batchnorm import convert_sync_batchnorm
 from model.targets import AnchorTargets, assign_targets
+from model.weights import load_weights
 
 __all__ = [
     "AnchorTargets",

@@ -5,8 +5,8 @@ from pathlib import Path
 import timm
 from torch import Tensor, nn
 
-from model.checkpoints import read_state_dict
-from model.config import DetectorConfig
+from model.detector_config import DetectorConfig
+from model.state_dicts import read_state_dict
 
 
 def create_backbone(

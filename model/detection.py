@@ -5,7 +5,7 @@ from torch import Tensor
 from torchvision.ops import nms
 
 from model.anchors import decode_boxes
-from model.config import DetectorConfig
+from model.detector_config import DetectorConfig
 from model.losses import flatten_boxes
 
 # Overlap above which the lower of two boxes of a class is dropped.

@@ -7,9 +7,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from model.config import DetectorConfig
+from model.detector_config import DetectorConfig
+from model.fpn_graphs import Node, fpn_nodes
 from model.layers import NormLayer, Resample, Size, activation, conv_norm
-from model.topology import Node, fpn_nodes
 
 # Keeps fast normalised fusion finite where all weights are clipped to zero (paper, section 3.3).
 FUSION_EPSILON = 1e-4

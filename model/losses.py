@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.config import DetectorConfig
+from model.detector_config import DetectorConfig
 from model.device import runs_eagerly_on_cpu
 from model.targets import AnchorTargets
 

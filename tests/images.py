@@ -2,12 +2,12 @@
 
 import subprocess
 
-from cluster import engine
+from cluster import docker
 
 
 def why_missing(image: str) -> str | None:
     """Return why an image cannot be had, or None where it is here now, pulled if need be."""
-    if engine.has_image(image):
+    if docker.has_image(image):
         return None
     pull = ["docker", "pull", "--quiet", image]
     if subprocess.run(pull, capture_output=True, check=False).returncode == 0:

@@ -22,18 +22,19 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import model.losses
 import model.targets
-from experiments import communication, devices, provenance
 from experiments.evaluation import inference
 from experiments.evaluation.loop import detect_batch
 from experiments.input import FakeLoader, InputConfig
-from experiments.input.stream import BatchStream
-from experiments.trial import EfficientDetTrial
+from experiments.input.stream import DaliStream
+from experiments.runtime import communication, devices, provenance
+from experiments.training.trial import EfficientDetTrial
 from model import DetectionLoss, anchor_boxes, assign_targets, build_detector
 from tests.experiments.local_trial import local_trial
 
 ROOT = Path(__file__).parent.parent
 CUDA = torch.device("cuda", 0)
 
+TRIAL = "experiments/training/trial.py: EfficientDetTrial"
 # File and function -> the test that runs what a GPU would run there.
 TABLE = {
     "model/device.py: runs_eagerly_on_cpu": "test_targets_and_loss_of_a_device",
@@ -41,28 +42,28 @@ TABLE = {
     "model/targets.py: _match": "test_targets_and_loss_of_a_device",
     "model/losses.py: _without_ignored": "test_targets_and_loss_of_a_device",
     "model/losses.py: _chunks": "test_targets_and_loss_of_a_device",
-    "experiments/trial.py: EfficientDetTrial._build_scaler": "test_a_training_step_on_a_gpu",
-    "experiments/trial.py: EfficientDetTrial._autocast": "test_a_training_step_on_a_gpu",
-    "experiments/trial.py: EfficientDetTrial._input_device": "test_the_trials_input_on_a_gpu",
-    "experiments/trial.py: EfficientDetTrial._training_input": "test_the_trials_input_on_a_gpu",
-    "experiments/trial.py: EfficientDetTrial.build_training_data_loader": (
-        "test_the_trials_input_on_a_gpu"
-    ),
+    f"{TRIAL}._build_scaler": "test_a_training_step_on_a_gpu",
+    f"{TRIAL}._autocast": "test_a_training_step_on_a_gpu",
+    f"{TRIAL}._input_device": "test_the_trials_input_on_a_gpu",
+    f"{TRIAL}._training_input": "test_the_trials_input_on_a_gpu",
+    f"{TRIAL}.build_training_data_loader": ("test_the_trials_input_on_a_gpu"),
     "experiments/evaluation/loop.py: detect_batch": "test_an_evaluation_step_on_a_gpu",
     "experiments/evaluation/inference.py: _device": "test_devices_of_the_commands",
     "experiments/evaluation/inference.py: evaluation_input": "test_the_trials_input_on_a_gpu",
-    "experiments/devices.py: best_device": "test_devices_of_the_commands",
-    "experiments/devices.py: require_usable_gpus": "tests/experiments/test_devices.py",
-    "experiments/devices.py: _reason": "tests/experiments/test_devices.py",
-    "experiments/provenance.py: device": "test_the_record_names_the_gpu",
-    "experiments/communication.py: TorchCommunicator.__init__": "test_collectives_of_nccl",
-    "experiments/communication.py: HorovodCommunicator.all_reduce_sum": (
+    "experiments/runtime/devices.py: best_device": "test_devices_of_the_commands",
+    "experiments/runtime/devices.py: require_usable_gpus": (
+        "tests/experiments/runtime/test_devices.py"
+    ),
+    "experiments/runtime/devices.py: _reason": "tests/experiments/runtime/test_devices.py",
+    "experiments/runtime/provenance.py: device": "test_the_record_names_the_gpu",
+    "experiments/runtime/communication.py: TorchCommunicator.__init__": "test_collectives_of_nccl",
+    "experiments/runtime/communication.py: HorovodCommunicator.all_reduce_sum": (
         "test_horovods_sum_on_a_gpu"
     ),
-    "experiments/communication.py: start_distributed": "test_collectives_of_nccl",
-    "experiments/input/config.py: InputConfig.torch_device": "test_the_stream_on_a_gpu",
-    "experiments/input/stream.py: BatchStream.__init__": "test_the_stream_on_a_gpu",
-    "experiments/input/stream.py: BatchStream._outputs": "test_the_stream_on_a_gpu",
+    "experiments/runtime/communication.py: start_distributed": "test_collectives_of_nccl",
+    "experiments/input/input_config.py: InputConfig.torch_device": "test_the_stream_on_a_gpu",
+    "experiments/input/stream.py: DaliStream.__init__": "test_the_stream_on_a_gpu",
+    "experiments/input/stream.py: DaliStream._outputs": "test_the_stream_on_a_gpu",
     "experiments/input/pipeline.py: image_pipeline": "test_the_graph_gets_its_gpu",
     "experiments/input/pipeline.py: _graph": "tests/experiments/input/test_gpu_graph.py",
 }
@@ -290,7 +291,7 @@ def test_the_stream_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """DALI is given the stream that the consumer computes on, and the rest follows the images."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"the stream of {device}")
-    stream = BatchStream(GPU, lambda k: pytest.fail("not called"), max_batch_size=8)
+    stream = DaliStream(GPU, lambda k: pytest.fail("not called"), max_batch_size=8)
     given = {}
     pipeline: Any = SimpleNamespace(outputs=lambda cuda_stream: given.update(stream=cuda_stream))
     stream._pipeline = pipeline

@@ -9,8 +9,14 @@ from determined.common import api
 from determined.common.api import bindings
 
 from cluster.errors import ClusterError
-from cluster.report.records import Agent, Allocation, ClusterRecord, ExperimentRecord, TrialRecord
-from experiments.evaluation.record import RunRecord
+from cluster.report.records import (
+    AgentRecord,
+    Allocation,
+    ClusterRecord,
+    ExperimentRecord,
+    TrialRecord,
+)
+from reporting.records import RunRecord
 
 # Trials whose metrics are asked for in one request: their numbers stand in its address.
 _TRIALS_AT_ONCE = 100
@@ -38,7 +44,7 @@ def experiment_numbers(text: str) -> list[int]:
 def collect_cluster(session: api.Session, name: str) -> ClusterRecord:
     """The cluster's version and hosts."""
     agents = [
-        Agent(
+        AgentRecord(
             name=agent.id,
             slots=len(agent.slots or {}),
             devices=tuple(dict.fromkeys(map(_device, (agent.slots or {}).values()))),

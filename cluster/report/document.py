@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cluster.report.records import ClusterRecord, ExperimentRecord
-from cluster.report.search import Outcome, SearchedTrial
+from cluster.report.search import SearchedTrial, TrialOutcome
 from cluster.report.speed import ScalingPoint
 from cocodata.text import duration
-from experiments.evaluation.tables import markdown_table, shown
+from reporting.tables import markdown_table, shown
 
 # A person reads the best trials; search-N.csv has all of them.
 _TRIALS_SHOWN = 40
@@ -155,7 +155,7 @@ def _wall_clock(experiments: Sequence[ExperimentRecord]) -> list[str]:
 def _search(experiment: ExperimentRecord, trials: Sequence[SearchedTrial]) -> list[str]:
     counts = [
         f"{count} {outcome}"
-        for outcome in Outcome
+        for outcome in TrialOutcome
         if (count := sum(each.outcome is outcome for each in trials))
     ]
     names = list(trials[0].chosen)

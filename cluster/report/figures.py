@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from cluster.report.records import ExperimentRecord
-from cluster.report.search import Outcome, SearchedTrial
+from cluster.report.search import SearchedTrial, TrialOutcome
 from cluster.report.speed import ScalingPoint
-from experiments.evaluation.plots import COLORS, Series, new_figure
+from reporting.plots import COLORS, Series, new_figure
 
 _LINES = ("-", "--", ":", "-.")
 _GREY = "#999999"
@@ -19,11 +19,11 @@ _GREY = "#999999"
 _LINEAR_RANGE = 5
 _MOST_POINTS = 500
 _OUTCOME_COLORS = {
-    Outcome.FINISHED: COLORS[2],
-    Outcome.STOPPED: _GREY,
-    Outcome.FAILED: COLORS[1],
-    Outcome.CANCELED: COLORS[3],
-    Outcome.RUNNING: COLORS[4],
+    TrialOutcome.FINISHED: COLORS[2],
+    TrialOutcome.STOPPED: _GREY,
+    TrialOutcome.FAILED: COLORS[1],
+    TrialOutcome.CANCELED: COLORS[3],
+    TrialOutcome.RUNNING: COLORS[4],
 }
 
 
@@ -138,7 +138,7 @@ def plot_search(metric: str, trials: Sequence[SearchedTrial]) -> Figure:
     """
     figure, axes = new_figure("Trials of the search", "batches", metric)
     drawn = [each for each in trials if each.best is not None]
-    counts = {name: sum(each.outcome == name for each in drawn) for name in Outcome}
+    counts = {name: sum(each.outcome == name for each in drawn) for name in TrialOutcome}
     labelled: set[str] = set()
     for rank, each in reversed(list(enumerate(drawn))):
         x, y = each.trial.record.series("validation", metric, against="batches")
@@ -149,7 +149,7 @@ def plot_search(metric: str, trials: Sequence[SearchedTrial]) -> Figure:
         if not best and each.outcome not in labelled:
             labelled.add(each.outcome)
             label = f"{each.outcome} ({others})"
-        stopped = each.outcome is Outcome.STOPPED
+        stopped = each.outcome is TrialOutcome.STOPPED
         axes.plot(
             x,
             y,

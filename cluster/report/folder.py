@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cluster.connection import Connection, explained
+from cluster.connection import MasterConnection, explained
 from cluster.errors import ClusterError
 from cluster.report.collecting import collect_cluster, collect_experiments
 from cluster.report.document import readme
@@ -15,7 +15,7 @@ from cluster.report.search import SearchedTrial, searched_trials
 from cluster.report.speed import ScalingPoint, scaling
 from cluster.report.tables import write_tables
 from cocodata.files import atomic_folder
-from experiments.evaluation.plots import save_figure
+from reporting.plots import save_figure
 
 _OWN_FILES = re.compile(
     r"README\.md|((speed|loss|ap|search-\d+)\.(png|svg))"
@@ -23,7 +23,7 @@ _OWN_FILES = re.compile(
 )
 
 
-def write_report(connection: Connection, numbers: Sequence[int], out: Path) -> Path:
+def write_report(connection: MasterConnection, numbers: Sequence[int], out: Path) -> Path:
     """Read experiments from a cluster's master and write their report.
 
     Args:

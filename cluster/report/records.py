@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.evaluation.record import RunRecord
-from experiments.hparams import HParams
+from experiments.settings.hparams import HParams
+from reporting.records import RunRecord
 
 ENDED = ("COMPLETED", "CANCELED", "ERROR")
 
@@ -179,7 +179,7 @@ class ExperimentRecord:
 
 
 @dataclass(frozen=True)
-class Agent:
+class AgentRecord:
     """A host of the cluster."""
 
     name: str
@@ -194,4 +194,4 @@ class ClusterRecord:
 
     name: str
     master_version: str
-    agents: tuple[Agent, ...]
+    agents: tuple[AgentRecord, ...]

@@ -9,7 +9,7 @@ from typing import Any
 from cluster.report.records import ENDED, ExperimentRecord, TrialRecord
 
 
-class Outcome(StrEnum):
+class TrialOutcome(StrEnum):
     """How a trial of a search came out."""
 
     FINISHED = "to the end"
@@ -32,7 +32,7 @@ class SearchedTrial:
     """
 
     trial: TrialRecord
-    outcome: Outcome
+    outcome: TrialOutcome
     best: float | None
     best_batches: int | None
     chosen: Mapping[str, Any]
@@ -71,15 +71,15 @@ def searched_hparams(experiment: ExperimentRecord) -> list[str]:
     ]
 
 
-def _outcome(experiment: ExperimentRecord, trial: TrialRecord, length: float) -> Outcome:
+def _outcome(experiment: ExperimentRecord, trial: TrialRecord, length: float) -> TrialOutcome:
     if trial.state not in ENDED:
-        return Outcome.RUNNING
+        return TrialOutcome.RUNNING
     if trial.state == "ERROR":
-        return Outcome.FAILED
+        return TrialOutcome.FAILED
     # The searcher lets a trial that it stops end as any other: only its length tells.
     if _trained(experiment, trial) >= length:
-        return Outcome.FINISHED
-    return Outcome.STOPPED if trial.state == "COMPLETED" else Outcome.CANCELED
+        return TrialOutcome.FINISHED
+    return TrialOutcome.STOPPED if trial.state == "COMPLETED" else TrialOutcome.CANCELED
 
 
 def _full_length(experiment: ExperimentRecord) -> float:

@@ -1,6 +1,6 @@
 """What a detector's output is worth: COCO's metrics, drawn detections, and the report of a run."""
 
-from experiments.evaluation.coco import METRICS, CocoGroundTruth, CocoResult, coco_metrics
+from experiments.evaluation.coco import CocoGroundTruth, CocoResult, coco_metrics
 from experiments.evaluation.detections import (
     MIN_SCORE,
     Detections,
@@ -9,7 +9,6 @@ from experiments.evaluation.detections import (
 )
 
 __all__ = [
-    "METRICS",
     "MIN_SCORE",
     "CocoGroundTruth",
     "CocoResult",

@@ -15,9 +15,7 @@ import numpy.typing as npt
 from cocodata import Split
 from cocodata.format.annotations import read_annotations
 from experiments.evaluation.detections import Detections
-
-METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-"""The 12 numbers of COCO's detection challenge, in pycocotools' order."""
+from reporting.coco_metrics import METRICS
 
 # Positions on the axes of pycocotools' arrays: IoU thresholds .5, .55, ... .95, areas all, small,
 # medium, large, and at most 1, 10, 100 detections of a class in an image.

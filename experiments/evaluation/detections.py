@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cocodata import Categories
 from cocodata.files import atomic_path
-from experiments.communication import Communicator
+from experiments.runtime.communication import Communicator
 
 # Rows under this score are padding or noise: the limit of the reference implementation. It keeps
 # the zero-padded rows of `model.detect` out.

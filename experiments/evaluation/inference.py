@@ -15,8 +15,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from experiments.devices import allow_tf32, best_device
 from experiments.input import Batch, InputConfig, default_threads
+from experiments.runtime.devices import allow_tf32, best_device
 from model import DetectorConfig, EfficientDet
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -44,7 +44,7 @@ def open_detector(
         CheckpointError: there is nothing usable; the message says what to do.
         ValueError: no such model or device.
     """
-    from experiments.checkpoint import load_detector
+    from experiments.checkpoints.detectors import load_detector
 
     where = _device(device)
     allow_tf32()
@@ -69,7 +69,8 @@ def _device(name: str) -> torch.device:
 
 def best_or_given(path: Path) -> Path:
     """The best checkpoint of a local run's folder; any other path as it is."""
-    from experiments.checkpoint import CheckpointError, LocalCheckpoints
+    from experiments.checkpoints.contents import CheckpointError
+    from experiments.checkpoints.local import LocalCheckpoints
 
     if not path.exists():
         raise CheckpointError(

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from cocodata import Categories, Split
-from experiments.communication import Communicator, SingleProcess
 from experiments.evaluation.coco import CocoGroundTruth, CocoResult, coco_metrics
 from experiments.evaluation.detections import Detections, DetectionTable
 from experiments.input import Batch, EvalLoader, InputConfig
+from experiments.runtime.communication import Communicator, SingleProcess
 from model import (
     DetectionLoss,
     DetectorConfig,

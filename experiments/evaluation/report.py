@@ -14,12 +14,12 @@ from PIL import Image
 from cocodata import Split
 from cocodata.files import atomic_path, write_atomically
 from cocodata.text import duration
-from experiments.evaluation.coco import METRICS
 from experiments.evaluation.detections import Detections
 from experiments.evaluation.drawing import DrawnImage, contact_sheet
-from experiments.evaluation.plots import plot_average_precision, plot_losses, save_figure
-from experiments.evaluation.record import RunRecord, read_record
-from experiments.evaluation.tables import MEANINGS, class_rows, markdown_table, shown
+from reporting.coco_metrics import MEANINGS, METRICS
+from reporting.plots import plot_average_precision, plot_losses, save_figure
+from reporting.records import RunRecord, read_record
+from reporting.tables import class_rows, markdown_table, shown
 
 _LOSSES = {"loss": "total", "class_loss": "class", "box_loss": "box"}
 _SHOWN_SCORE = 0.3

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from experiments.input.config import INTERPOLATIONS, InputConfig
+from experiments.input.input_config import INTERPOLATIONS, InputConfig
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -124,7 +124,7 @@ def random_geometry(config: InputConfig, sizes: Sizes, draws: FloatArray) -> Geo
     )
 
 
-def fitted_geometry(config: InputConfig, sizes: Sizes) -> Geometry:
+def letterbox_geometry(config: InputConfig, sizes: Sizes) -> Geometry:
     """Evaluation's geometry of images of (N, 2) widths and heights: as large as can be."""
     source_size, scaled_size, scale = _scaled(config, sizes, np.ones(len(sizes)))
     return Geometry(

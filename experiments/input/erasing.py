@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from experiments.input.augmentation import FloatArray, IntArray, Sizes, sample_generator
-from experiments.input.config import InputConfig
+from experiments.input.input_config import InputConfig
 
 _ERASING_STREAM = 1
 _AREA = (0.02, 0.25)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 
 from experiments.input.augmentation import MAX_BOXES, PADDING
-from experiments.input.config import InputConfig
+from experiments.input.input_config import InputConfig
 from experiments.input.loader import Labeler
 from experiments.input.stream import Batch
 

@@ -28,13 +28,13 @@ from experiments.input.augmentation import (
     Geometry,
     IntArray,
     draw_geometry,
-    fitted_geometry,
+    letterbox_geometry,
     place_boxes,
 )
-from experiments.input.config import InputConfig
 from experiments.input.erasing import Erasure, draw_erasures, erasable_size
-from experiments.input.order import SampleOrder, shard
-from experiments.input.stream import Batch, BatchStream, PreparedBatch
+from experiments.input.global_batches import GlobalBatchSampler, shard
+from experiments.input.input_config import InputConfig
+from experiments.input.stream import Batch, BatchPlan, DaliStream
 
 if TYPE_CHECKING:
     from model import AnchorTargets
@@ -76,13 +76,13 @@ class TrainLoader(Iterator[Batch]):
     ) -> None:
         self._split = split
         self._config = config
-        self._order = SampleOrder(len(split), config.seed, global_batch_size)
+        self._order = GlobalBatchSampler(len(split), config.seed, global_batch_size)
         self._order.batch(start_batch, rank, num_ranks)  # refuses what no batch can be made of
         self._rank = rank
         self._num_ranks = num_ranks
         self._labeler = labeler
         self._next_batch = start_batch
-        self._stream = BatchStream(
+        self._stream = DaliStream(
             config, self._prepare, max_batch_size=global_batch_size // num_ranks
         )
         self._batches = self._stream.batches(start_batch)
@@ -121,7 +121,7 @@ class TrainLoader(Iterator[Batch]):
     ) -> None:
         self.close()
 
-    def _prepare(self, k: int) -> PreparedBatch:
+    def _prepare(self, k: int) -> BatchPlan:
         epochs, indices = self._order.batch(k, self._rank, self._num_ranks)
         split, config = self._split, self._config
         sizes, image_ids = split.sizes[indices], split.image_ids[indices]
@@ -176,7 +176,7 @@ class EvalLoader:
         self._batch_size = batch_size
         self._indices = shard(len(split), rank, num_ranks)
         self._labeler = labeler
-        self._stream = BatchStream(config, self._prepare, max_batch_size=batch_size)
+        self._stream = DaliStream(config, self._prepare, max_batch_size=batch_size)
 
     def __len__(self) -> int:
         """Batches of this rank in one pass."""
@@ -201,9 +201,9 @@ class EvalLoader:
     ) -> None:
         self.close()
 
-    def _prepare(self, k: int) -> PreparedBatch:
+    def _prepare(self, k: int) -> BatchPlan:
         indices = self._indices[k * self._batch_size : (k + 1) * self._batch_size]
-        geometry = fitted_geometry(self._config, self._split.sizes[indices])
+        geometry = letterbox_geometry(self._config, self._split.sizes[indices])
         return _prepared(self._split, indices, geometry, epochs=None, labeler=self._labeler)
 
 
@@ -215,7 +215,7 @@ def _prepared(
     epochs: list[int] | None,
     labeler: Labeler | None,
     erasures: list[Erasure] | None = None,
-) -> PreparedBatch:
+) -> BatchPlan:
     """All of a batch but its pixels."""
     first = split.box_offsets[indices]
     counts = split.box_offsets[indices + 1] - first
@@ -234,7 +234,7 @@ def _prepared(
         tensors["class_targets"] = targets.class_targets
         tensors["box_targets"] = targets.box_targets
         tensors["num_positives"] = targets.num_positives
-    return PreparedBatch(
+    return BatchPlan(
         paths=[split.image_dir / split.file_names[index] for index in indices.tolist()],
         sizes=split.sizes[indices],
         epochs=epochs,

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from nvidia.dali import Pipeline, fn, pipeline_def, types
 
 from experiments.input.augmentation import Geometry
-from experiments.input.config import INTERPOLATIONS, InputConfig
+from experiments.input.input_config import INTERPOLATIONS, InputConfig
 
 JPEG_END = (0xFF, 0xD9)
 

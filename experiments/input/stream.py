@@ -15,16 +15,16 @@ from torch import Tensor
 
 from cocodata.format.images import size_mismatch
 from experiments.input.augmentation import Geometry
-from experiments.input.config import InputConfig
 from experiments.input.erasing import Erasure, erase
 from experiments.input.failures import SampleError, dali_fault, file_fault
+from experiments.input.input_config import InputConfig
 from experiments.input.pipeline import JPEG_END, PipelineInputs, image_pipeline, pipeline_inputs
 
 Batch = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class PreparedBatch:
+class BatchPlan:
     """A batch before its pixels are made.
 
     Attributes:
@@ -54,7 +54,7 @@ class PreparedBatch:
         return file_fault(self.paths[row], width, height)
 
 
-class BatchStream:
+class DaliStream:
     """Makes batches, one pass over some range of them at a time.
 
     The pipeline is built once and kept for all passes.
@@ -68,7 +68,7 @@ class BatchStream:
     def __init__(
         self,
         config: InputConfig,
-        prepare: Callable[[int], PreparedBatch],
+        prepare: Callable[[int], BatchPlan],
         *,
         max_batch_size: int,
     ) -> None:
@@ -82,8 +82,8 @@ class BatchStream:
         self._max_batch_size = max_batch_size
         self._next = 0
         self._end: int | None = None
-        self._prepared: deque[Future[tuple[PreparedBatch, PipelineInputs]]] = deque()
-        self._in_flight: deque[PreparedBatch] = deque()
+        self._prepared: deque[Future[tuple[BatchPlan, PipelineInputs]]] = deque()
+        self._in_flight: deque[BatchPlan] = deque()
         self._sound_without_end: set[Path] = set()
         self._executor: ThreadPoolExecutor | None = None
         self._pipeline: Pipeline | None = None
@@ -168,7 +168,7 @@ class BatchStream:
             self._prepared.append(self._executor.submit(self._prepare_for_pipeline, self._next))
             self._next += 1
 
-    def _prepare_for_pipeline(self, k: int) -> tuple[PreparedBatch, PipelineInputs]:
+    def _prepare_for_pipeline(self, k: int) -> tuple[BatchPlan, PipelineInputs]:
         prepared = self._prepare(k)
         return prepared, pipeline_inputs(prepared.paths, prepared.geometry)
 
@@ -211,9 +211,7 @@ class BatchStream:
                 raise
             raise culprit from error
 
-    def _check(
-        self, prepared: PreparedBatch, shapes: npt.NDArray[Any], ends: npt.NDArray[Any]
-    ) -> None:
+    def _check(self, prepared: BatchPlan, shapes: npt.NDArray[Any], ends: npt.NDArray[Any]) -> None:
         """Refuse images of another size than their annotations', and ones cut short.
 
         Not every decoder reports a file that ends early, but then its last bytes are not a JPEG's.

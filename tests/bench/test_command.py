@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from bench import cli
 from bench.comparing import Comparison
-from bench.measuring import SubjectSpec
+from bench.measuring import ContenderSpec
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -76,11 +76,11 @@ def test_results_are_complete(mini_coco: Path, tmp_path: Path) -> None:
 def test_a_failing_subject_is_named_with_its_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    subjects = (
-        SubjectSpec("sound", "ours", "tests.bench.subjects:Counting"),
-        SubjectSpec("broken", "peer", "tests.bench.subjects:Misled"),
+    contenders = (
+        ContenderSpec("sound", "ours", "tests.bench.contenders:Counting"),
+        ContenderSpec("broken", "peer", "tests.bench.contenders:Misled"),
     )
-    comparison = Comparison("counting", "Counting", "images/s", subjects)
+    comparison = Comparison("counting", "Counting", "images/s", contenders)
     monkeypatch.setattr(cli, "COMPARISONS", (comparison,))
     monkeypatch.setattr(os, "environ", os.environ.copy())
     command = typer.Typer()

@@ -1,4 +1,4 @@
-"""Subjects in processes of their own: measured in turn, reported when they fail."""
+"""Contenders in processes of their own: measured in turn, reported when they fail."""
 
 from pathlib import Path
 
@@ -6,8 +6,8 @@ import pytest
 
 from bench.comparing import Comparison, run_comparison
 from bench.comparisons import COMPARISONS
-from bench.measuring import Measurement, Settings, SubjectSpec
-from bench.results import ComparisonResult, SubjectResult
+from bench.measuring import ContenderSpec, Measurement, Settings
+from bench.results import ComparisonResult, ContenderResult
 
 
 @pytest.fixture
@@ -23,26 +23,26 @@ def settings(tmp_path: Path) -> Settings:
     )
 
 
-def spec(target: str, role: str = "peer", **options: int) -> SubjectSpec:
-    return SubjectSpec(target, role, f"tests.bench.subjects:{target}", options)  # type: ignore[arg-type]
+def spec(target: str, role: str = "peer", **options: int) -> ContenderSpec:
+    return ContenderSpec(target, role, f"tests.bench.contenders:{target}", options)  # type: ignore[arg-type]
 
 
-def test_failed_subjects_are_named_and_the_others_measured(
+def test_failed_contenders_are_named_and_the_others_measured(
     settings: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    subjects = (
+    contenders = (
         spec("Counting", "ours", images=3),
         spec("Refusing"),
         spec("Dying"),
-        SubjectSpec("absent", "peer", "tests.bench.subjects:Absent"),
+        ContenderSpec("absent", "peer", "tests.bench.contenders:Absent"),
     )
-    comparison = Comparison("broken", "Broken", "images/s", subjects, seconds=0.01)
+    comparison = Comparison("broken", "Broken", "images/s", contenders, seconds=0.01)
     advanced: list[float] = []
     result = run_comparison(
         comparison, settings, repeats=2, advance=lambda _, behind: advanced.append(behind)
     )
 
-    ours, refusing, dying, absent = result.subjects
+    ours, refusing, dying, absent = result.contenders
     assert ours.error is None
     assert len(ours.rates) == 2
     assert ours.measurements[0].work % 3 == 0
@@ -56,17 +56,17 @@ def test_failed_subjects_are_named_and_the_others_measured(
     errors = capsys.readouterr().err
     assert "broken: Refusing failed: ValueError: no such thing here" in errors
     assert "Traceback" in errors
-    assert "about to die" in errors, "what a subject that died printed last is told"
+    assert "about to die" in errors, "what a contender that died printed last is told"
     # What the bar is promised is what it gets, failures or not.
     assert sum(advanced) == pytest.approx(comparison.expected_seconds(seconds=None, repeats=2))
 
 
 @pytest.mark.parametrize("comparison", COMPARISONS, ids=lambda each: each.name)
 def test_every_comparison_is_sound(comparison: Comparison) -> None:
-    assert sum(each.role == "ours" for each in comparison.subjects) == 1
-    names = [each.name for each in comparison.subjects]
+    assert sum(each.role == "ours" for each in comparison.contenders) == 1
+    names = [each.name for each in comparison.contenders]
     assert len(set(names)) == len(names)
-    for each in comparison.subjects:
+    for each in comparison.contenders:
         assert callable(each.resolve())
 
 
@@ -75,9 +75,9 @@ def test_names_of_comparisons_are_unique() -> None:
     assert len(set(names)) == len(names)
 
 
-def subject(name: str, role: str, seconds: list[float], **outcome: float) -> SubjectResult:
+def contender(name: str, role: str, seconds: list[float], **outcome: float) -> ContenderResult:
     measurements = [Measurement(10, each, {"step": each}, outcome) for each in seconds]
-    return SubjectResult(name, role, measurements)  # type: ignore[arg-type]
+    return ContenderResult(name, role, measurements)  # type: ignore[arg-type]
 
 
 def test_ratio_is_against_the_fastest_peer() -> None:
@@ -86,10 +86,10 @@ def test_ratio_is_against_the_fastest_peer() -> None:
         "X",
         "images/s",
         [
-            subject("ours", "ours", [1.0, 2.0, 4.0], AP=0.5, AR=0.25),
-            subject("slow", "peer", [10.0, 10.0, 10.0]),
-            subject("fast", "peer", [3.0, 3.0, 2.0], AP=0.5, AR=0.375),
-            subject("decoding", "reference", [0.1, 0.1, 0.1]),
+            contender("ours", "ours", [1.0, 2.0, 4.0], AP=0.5, AR=0.25),
+            contender("slow", "peer", [10.0, 10.0, 10.0]),
+            contender("fast", "peer", [3.0, 3.0, 2.0], AP=0.5, AR=0.375),
+            contender("decoding", "reference", [0.1, 0.1, 0.1]),
         ],
     )
     assert result.best_peer is not None
@@ -98,13 +98,13 @@ def test_ratio_is_against_the_fastest_peer() -> None:
     assert result.pair_ratios == pytest.approx([3.0, 1.5, 0.5])
     assert result.outcome_difference == pytest.approx(0.125)
     # Stages are seconds per unit of work, over all measurements.
-    assert result.subjects[0].stages == {"step": pytest.approx(7 / 30)}
+    assert result.contenders[0].stages == {"step": pytest.approx(7 / 30)}
 
 
 def test_a_failed_peer_makes_no_ratio() -> None:
-    failed = subject("peer", "peer", [1.0])
+    failed = contender("peer", "peer", [1.0])
     failed.error = "it broke"
-    result = ComparisonResult("x", "X", "images/s", [subject("ours", "ours", [1.0]), failed])
+    result = ComparisonResult("x", "X", "images/s", [contender("ours", "ours", [1.0]), failed])
     assert result.best_peer is None
     assert result.ratio is None
     assert result.pair_ratios == []

@@ -13,7 +13,8 @@ import psutil
 import torch
 import yaml
 
-from experiments.checkpoint import LocalCheckpoints, allow_checkpoint_globals
+from experiments.checkpoints.detectors import allow_checkpoint_globals
+from experiments.checkpoints.local import LocalCheckpoints
 
 ROOT = Path(__file__).parents[2]
 TRAIN = ROOT / "experiments" / "train.py"

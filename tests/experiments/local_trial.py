@@ -8,10 +8,10 @@ from typing import Any
 from determined import pytorch
 
 from cocodata import load_split
-from experiments.communication import SingleProcess
-from experiments.config import parse_config
-from experiments.hparams import as_dict
-from experiments.trial import EfficientDetTrial, Run
+from experiments.runtime.communication import SingleProcess
+from experiments.settings.experiment import parse_config
+from experiments.settings.hparams import as_dict
+from experiments.training.trial import EfficientDetTrial, Run
 
 
 @contextlib.contextmanager

@@ -10,9 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cocodata import Split, load_split, splits
-from experiments.communication import SingleProcess
-from experiments.evaluation import METRICS, CocoGroundTruth, CocoResult, DetectionTable
+from experiments.evaluation import CocoGroundTruth, CocoResult, DetectionTable
 from experiments.evaluation import coco_metrics as metrics_of
+from experiments.runtime.communication import SingleProcess
+from reporting.coco_metrics import METRICS
 from tests.experiments.evaluation.worlds import (
     Row,
     as_batch,

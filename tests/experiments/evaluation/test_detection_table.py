@@ -11,7 +11,6 @@ import torch
 from pycocotools.coco import COCO
 
 from cocodata import Categories, Split
-from experiments.communication import SingleProcess, TorchCommunicator
 from experiments.evaluation import (
     CocoGroundTruth,
     Detections,
@@ -19,6 +18,7 @@ from experiments.evaluation import (
     coco_metrics,
     write_coco_results,
 )
+from experiments.runtime.communication import SingleProcess, TorchCommunicator
 from tests.experiments.evaluation.worlds import (
     Row,
     as_batch,

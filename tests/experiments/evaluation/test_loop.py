@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from cocodata import Split, load_split, splits
-from experiments.communication import SingleProcess, TorchCommunicator
 from experiments.evaluation import CocoGroundTruth, coco_metrics
 from experiments.evaluation.inference import evaluation_input
 from experiments.evaluation.loop import (
@@ -17,6 +16,7 @@ from experiments.evaluation.loop import (
     evaluate_detector,
 )
 from experiments.input import EvalLoader
+from experiments.runtime.communication import SingleProcess, TorchCommunicator
 from model import DetectionLoss, EfficientDet, anchor_boxes, assign_targets, build_detector
 
 CPU = torch.device("cpu")

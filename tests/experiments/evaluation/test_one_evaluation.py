@@ -12,7 +12,7 @@ from experiments import evaluate, predict
 from experiments.evaluation import CocoGroundTruth, coco_metrics
 from experiments.evaluation.inference import open_detector
 from experiments.evaluation.loop import Evaluation
-from experiments.trial import EfficientDetTrial
+from experiments.training.trial import EfficientDetTrial
 from tests.experiments.evaluation.test_commands import run
 from tests.experiments.evaluation.test_loop import tiny_detector
 from tests.experiments.local_trial import local_trial

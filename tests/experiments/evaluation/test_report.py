@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from experiments.evaluation import METRICS
 from experiments.evaluation.drawing import DrawnImage, class_color, contact_sheet, draw_detections
-from experiments.evaluation.plots import plot_average_precision, plot_losses, save_figure
-from experiments.evaluation.record import read_record
 from experiments.evaluation.report import write_report
-from experiments.evaluation.tables import class_rows, class_table, markdown_table, metrics_table
+from reporting.coco_metrics import METRICS
+from reporting.plots import plot_average_precision, plot_losses, save_figure
+from reporting.records import read_record
+from reporting.tables import class_rows, class_table, markdown_table, metrics_table
 
 
 def line(kind: str, batches: int, **values: Any) -> str:

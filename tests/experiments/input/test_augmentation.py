@@ -12,12 +12,12 @@ from PIL import Image
 from experiments.input.augmentation import (
     MAX_BOXES,
     draw_geometry,
-    fitted_geometry,
+    letterbox_geometry,
     place_boxes,
     random_geometry,
     sample_generator,
 )
-from experiments.input.config import InputConfig
+from experiments.input.input_config import InputConfig
 
 
 class Draws:
@@ -126,7 +126,7 @@ def test_training_geometry_is_effdets(sample, input_size, peer_without_pixels):
 @given(sample=samples(), input_size=input_sizes)
 def test_evaluation_geometry_is_effdets(sample, input_size, peer_without_pixels):
     width, height, boxes, _ = sample
-    geometry = fitted_geometry(InputConfig(input_size), np.array([[width, height]]))
+    geometry = letterbox_geometry(InputConfig(input_size), np.array([[width, height]]))
     got_boxes, _ = place_boxes(geometry, boxes, np.ones(len(boxes), int), np.array([len(boxes)]))
     target = {"bbox": boxes.copy(), "cls": np.ones(len(boxes))}
     _, target = peer.ResizePad(input_size)(NoPixels(size=(width, height)), target)
@@ -158,7 +158,7 @@ def test_boxes_of_a_batch_are_those_of_its_images(batch):
 
 def test_the_first_hundred_boxes_left_of_an_image_are_kept():
     config = InputConfig((128, 128))
-    geometry = fitted_geometry(config, np.array([[128, 128], [128, 128]]))
+    geometry = letterbox_geometry(config, np.array([[128, 128], [128, 128]]))
     whole = np.tile(np.array([[8, 8, 40, 40]], np.float32), (150, 1))
     outside = np.array([[200, 200, 210, 210]], np.float32)
     boxes = np.concatenate([outside, whole, whole[:3]])

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.input.config import InputConfig
 from experiments.input.erasing import (
     Erasure,
     draw_erasures,
@@ -13,6 +12,7 @@ from experiments.input.erasing import (
     erasable_size,
     erase,
 )
+from experiments.input.input_config import InputConfig
 
 
 class Recorded:

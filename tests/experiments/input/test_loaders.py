@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from experiments.input import EvalLoader, FakeLoader, InputConfig, TrainLoader
-from experiments.input.augmentation import fitted_geometry
+from experiments.input.augmentation import letterbox_geometry
 from model import anchor_boxes, assign_targets, detector_config
 
 CONFIG = InputConfig(
@@ -223,7 +223,7 @@ def test_images_of_other_kinds_are_decoded_as_pillow_does(jpeg_folder, jpeg_spli
     mean, std = (torch.tensor(value).view(3, 1, 1) for value in (config.mean, config.std))
     for row, name in enumerate(names):
         with Image.open(tmp_path / name) as image:
-            shape = fitted_geometry(config, np.array([image.size])).scaled_size[0, ::-1]
+            shape = letterbox_geometry(config, np.array([image.size])).scaled_size[0, ::-1]
             expected = np.asarray(
                 image.convert("RGB").resize(tuple(shape.tolist()), Image.Resampling.BILINEAR)
             )

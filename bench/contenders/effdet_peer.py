@@ -1,0 +1,186 @@
+"""effdet, rwightman's EfficientDet in PyTorch: the same work with its own parts, at their best.
+
+Its network is channels_last here too, its optimizer and weights are the same. Its prefetcher, which
+normalises images, needs a GPU: on a CPU its two lines are done here.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from effdet import create_model
+from effdet.data import create_loader
+from effdet.data.dataset import DetectionDatset
+from effdet.data.parsers import CocoParserCfg, create_parser
+from effdet.data.transforms import transforms_coco_eval, transforms_coco_train
+from effdet.evaluator import CocoEvaluator
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from bench.contenders.common import (
+    TrainingSubject,
+    autocast,
+    cores,
+    first_detector,
+    generated_batch,
+    open_split,
+    optimizer_of,
+    prepare_torch,
+    times_to_repeat,
+)
+from bench.measuring import Device, Loop, Settings
+from experiments.settings.hparams import HParams
+from experiments.training.optimization import gradient_clipper
+from model import detector_config
+
+Sample = tuple[Tensor, dict[str, Tensor]]
+
+
+def _bench(settings: Settings, task: str, device: Device) -> nn.Module:
+    """Wrap the model for a task; the common weights load strictly."""
+    bench = create_model(
+        settings.model,
+        bench_task=task,
+        num_classes=settings.num_classes,
+        image_size=(settings.image_size, settings.image_size),
+        pretrained_backbone=False,
+        bench_labeler=True,
+    )
+    bench.model.load_state_dict(first_detector(settings).state_dict())
+    moved: nn.Module = bench.to(device, memory_format=torch.channels_last)
+    return moved
+
+
+def _dataset(settings: Settings, *, training: bool) -> DetectionDatset:
+    split = open_split(settings, training=training)
+    parser = create_parser("coco", cfg=CocoParserCfg(ann_filename=str(split.annotation_file)))
+    times = times_to_repeat(len(parser.img_ids))
+    parser.img_ids *= times
+    parser.img_infos *= times
+    return DetectionDatset(split.image_dir, parser=parser)
+
+
+def _loader(
+    dataset: DetectionDatset, settings: Settings, device: Device, workers: int, *, training: bool
+) -> Any:
+    side = settings.image_size
+    options: dict[str, Any] = {}
+    if device == "cpu":
+        transform = transforms_coco_train if training else transforms_coco_eval
+        options["transform_fn"] = transform((side, side), use_prefetcher=True)
+    return create_loader(
+        dataset,
+        input_size=(3, side, side),
+        batch_size=settings.batch(device),
+        is_training=training,
+        use_prefetcher=device == "cuda",
+        interpolation="random" if training else "bilinear",
+        num_workers=workers,
+        pin_mem=device == "cuda",
+        **options,
+    )
+
+
+class _Normalised:
+    """Endless batches of a loader, normalised as effdet's prefetcher does it."""
+
+    def __init__(self, loader: Any, settings: Settings, device: Device) -> None:
+        config = detector_config(settings.model)
+        self._loader = loader
+        self._on_gpu = device == "cuda"
+        self._mean = torch.tensor([x * 255 for x in config.mean]).view(1, 3, 1, 1)
+        self._std = torch.tensor([x * 255 for x in config.std]).view(1, 3, 1, 1)
+
+    def __iter__(self) -> Iterator[Sample]:
+        while True:
+            for images, targets in self._loader:
+                # Bytes first: a fourth of the memory to rearrange.
+                images = images.contiguous(memory_format=torch.channels_last)  # noqa: PLW2901
+                if not self._on_gpu:
+                    images = images.float().sub_(self._mean).div_(self._std)  # noqa: PLW2901
+                yield images, targets
+
+
+class Training(TrainingSubject):
+    """Training steps of DetBenchTrain; with real images its loader, clipping and averaged weights.
+
+    Args:
+        settings: of the run.
+        device: where to train; on a GPU in bfloat16.
+        workers: processes of its loader for real images, None to repeat a generated batch.
+    """
+
+    def __init__(
+        self, settings: Settings, *, device: Device = "cpu", workers: int | None = None
+    ) -> None:
+        super().__init__(device)
+        prepare_torch(settings)
+        self._bench = _bench(settings, "train", device).train()
+        self._optimizer = optimizer_of(self._bench)
+        real_images = workers is not None
+        self._clip = gradient_clipper(HParams(), self._bench) if real_images else None
+        self._ema = ModelEmaV3(self._bench, decay=0.9999) if real_images else None
+        self._samples: Iterator[Sample]
+        if workers is None:
+            batch = generated_batch(settings, device)
+            target = {"bbox": batch["boxes"], "cls": batch["classes"].float()}
+            self._samples = _again_and_again((batch["image"], target))
+        else:
+            dataset = _dataset(settings, training=True)
+            loader = _loader(dataset, settings, device, min(workers, cores()), training=True)
+            self._samples = iter(_Normalised(loader, settings, device))
+
+    def step(self) -> int:
+        """Input, forward, targets, loss, backward, optimizer, averaged weights."""
+        images, target = next(self._samples)
+        with autocast(self.device):
+            loss = self._bench(images, target)["loss"]
+        loss.backward()
+        if self._clip is not None:
+            self._clip(self._bench.parameters())
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        if self._ema is not None:
+            self._ema.update(self._bench)
+        self.loss = loss.detach()
+        return len(images)
+
+
+class Evaluating(Loop):
+    """Its evaluation loader, DetBenchPredict, and the evaluator that collects predictions."""
+
+    def __init__(self, settings: Settings, *, workers: int) -> None:
+        prepare_torch(settings)
+        self._bench = _bench(settings, "predict", "cpu").eval()
+        dataset = _dataset(settings, training=False)
+        loader = _loader(dataset, settings, "cpu", workers, training=False)
+        self._samples = iter(_Normalised(loader, settings, "cpu"))
+        self._evaluator = CocoEvaluator(dataset)
+
+    @torch.inference_mode()
+    def step(self) -> int:
+        """Detect in one batch."""
+        images, target = next(self._samples)
+        rows = self._bench(images, img_info=target)
+        self._evaluator.add_predictions(rows, target)
+        return len(rows)
+
+
+class Input(Loop):
+    """Batches of real images, normalised and with their boxes."""
+
+    def __init__(self, settings: Settings, *, training: bool, workers: int) -> None:
+        prepare_torch(settings)
+        dataset = _dataset(settings, training=training)
+        loader = _loader(dataset, settings, "cpu", workers, training=training)
+        self._samples = iter(_Normalised(loader, settings, "cpu"))
+        self.lead_in = 2 * workers + 2  # each worker makes two batches ahead
+
+    def step(self) -> int:
+        """Draw one batch."""
+        return len(next(self._samples)[0])
+
+
+def _again_and_again(sample: Sample) -> Iterator[Sample]:
+    while True:
+        yield sample

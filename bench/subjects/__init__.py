@@ -1,4 +1,0 @@
-"""What is measured. Modules hold one side each: a subject's process imports nothing of the other.
-
-Peers' modules import the peer's library, and of this project only what is the same for both sides.
-"""

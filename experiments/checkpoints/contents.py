@@ -1,0 +1,56 @@
+"""What makes a checkpoint valid: the digests of its files, and what every use verifies first.
+
+A checkpoint is a folder as Determined's trainer writes it (state_dict.pth, trial_state.pkl, ...)
+plus two files of ours: detector.json says how to rebuild the detector, sha256.json lists the
+SHA-256 of every other file.
+"""
+
+import json
+from pathlib import Path
+
+from cocodata.files import file_digest, write_atomically
+
+DIGESTS = "sha256.json"
+DETECTOR = "detector.json"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be used; the message names the file and what to do."""
+
+
+def write_digests(folder: Path) -> None:
+    """Write the SHA-256 of every file below the folder into its sha256.json."""
+    digests = {
+        file.relative_to(folder).as_posix(): file_digest(file)
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file.name != DIGESTS
+    }
+    write_atomically(folder / DIGESTS, json.dumps(digests, indent=1))
+
+
+def verify_digests(folder: Path) -> None:
+    """Check every file that was there when the checkpoint was written.
+
+    Raises:
+        CheckpointError: the folder or its digests are missing, or a file is missing or changed.
+    """
+    listing = folder / DIGESTS
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such checkpoint folder; give the path of one")
+    if not listing.is_file():
+        raise CheckpointError(
+            f"{listing}: missing, so the checkpoint was not written to its end; use an earlier one"
+        )
+    try:
+        digests: dict[str, str] = json.loads(listing.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{listing}: damaged ({error}); use an earlier checkpoint") from error
+    for name, digest in digests.items():
+        file = folder / name
+        if not file.is_file():
+            raise CheckpointError(f"{file}: missing from the checkpoint; use an earlier one")
+        if file_digest(file) != digest:
+            raise CheckpointError(
+                f"{file}: its content is not what was saved (SHA-256 differs): the file is "
+                "damaged; use an earlier checkpoint"
+            )

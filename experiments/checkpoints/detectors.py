@@ -1,0 +1,113 @@
+"""From a checkpoint to its detector, and back: what detector.json holds, and safe loading."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy._core import multiarray
+
+from cocodata import Categories
+from experiments.checkpoints.contents import DETECTOR, CheckpointError, verify_digests
+from model import EfficientDet, build_detector, load_weights
+
+
+def load_detector(
+    path: Path,
+    *,
+    model: str | None = None,
+    num_classes: int | None = None,
+    image_size: tuple[int, int] | None = None,
+    use_ema: bool = True,
+) -> EfficientDet:
+    """A detector with the weights of a trial's checkpoint folder or of a weights file.
+
+    Args:
+        path: a checkpoint folder of this project, or a .pth, .pt or .safetensors file.
+        model: the detector's name; a checkpoint folder knows its own.
+        num_classes: classes of a weights file (90 if None); a checkpoint folder knows its own.
+        image_size: height and width in pixels; None: as trained, or the model's own.
+        use_ema: take the averaged weights where there are any.
+
+    Raises:
+        CheckpointError: nothing there, damaged, or not the kind that was said.
+    """
+    if path.is_dir():
+        verify_digests(path)
+        return _from_trial(path, model, image_size, use_ema)
+    if model is None:
+        raise CheckpointError(
+            f"{path}: is not a checkpoint folder of this project; for a weights file name its "
+            "model, such as --model tf_efficientdet_d0"
+        )
+    detector = build_detector(model, num_classes or 90, image_size)
+    load_weights(detector, path, prefer_ema=use_ema)
+    return detector
+
+
+def _from_trial(
+    folder: Path, model: str | None, image_size: tuple[int, int] | None, use_ema: bool
+) -> EfficientDet:
+    description = json.loads((folder / DETECTOR).read_text(encoding="utf-8"))
+    if model is not None and model != description["model"]:
+        raise CheckpointError(
+            f"{folder}: holds {description['model']}, not {model}; leave the model out"
+        )
+    detector = build_detector(
+        description["model"],
+        description["num_classes"],
+        image_size or tuple(description["image_size"]),
+        **description["overrides"],
+    )
+    allow_checkpoint_globals()
+    state = torch.load(folder / "state_dict.pth", map_location="cpu", weights_only=True)
+    weights = state["models_state_dict"][0]
+    averaged = state["callbacks"]["position"]["ema"]
+    if use_ema and averaged is not None:
+        weights = averaged
+    torch.nn.modules.utils.consume_prefix_in_state_dict_if_present(weights, "module.")
+    detector.load_state_dict(weights)
+    return detector
+
+
+def trained_categories(path: Path) -> Categories | None:
+    """The categories that a checkpoint folder was trained on; None for a file of weights."""
+    if not path.is_dir():
+        return None
+    found = json.loads((path / DETECTOR).read_text(encoding="utf-8"))["categories"]
+    return Categories(ids=tuple(found["ids"]), names=tuple(found["names"]))
+
+
+def detector_description(
+    detector: EfficientDet, overrides: dict[str, Any], categories: Categories
+) -> str:
+    """The text of detector.json: what makes this detector again, and what its labels mean."""
+    config = detector.config
+    return json.dumps(
+        {
+            "model": config.name,
+            "num_classes": config.num_classes,
+            "image_size": list(config.image_size),
+            "overrides": overrides,
+            "categories": {"ids": categories.ids, "names": categories.names},
+        },
+        indent=1,
+    )
+
+
+def allow_checkpoint_globals() -> None:
+    """Let torch.load(weights_only=True) read the NumPy random state that Determined saves.
+
+    Determined 0.38.1 loads with torch's default, which since torch 2.6 refuses it. Naming the few
+    types keeps the refusal of everything else.
+    """
+    torch.serialization.add_safe_globals(
+        [
+            np.ndarray,
+            np.dtype,
+            multiarray._reconstruct,
+            multiarray.scalar,
+            *(type(np.dtype(kind)) for kind in ("uint32", "int64", "float64", "float32")),
+        ]
+    )

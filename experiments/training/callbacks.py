@@ -1,0 +1,241 @@
+"""What happens around the batches: position, checkpoints, the record of a local run, stopping."""
+
+import json
+import math
+import signal
+import time
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from determined import pytorch
+
+from cocodata.files import write_atomically
+from experiments.checkpoints.contents import DETECTOR, CheckpointError, write_digests
+from experiments.checkpoints.local import LocalCheckpoints, SavedCheckpoint
+from experiments.checkpoints.space import require_room
+from experiments.training.cluster_run import search_has_decided
+from experiments.training.metrics import LOSSES
+
+if TYPE_CHECKING:
+    from experiments.training.trial import EfficientDetTrial
+
+
+class DivergedError(RuntimeError):
+    """The loss is no number any more."""
+
+
+class TrainerState(pytorch.PyTorchCallback):
+    """What a checkpoint keeps besides model and optimizer: place in the run, average, schedule."""
+
+    def __init__(self, trial: "EfficientDetTrial", description: str) -> None:
+        self._trial = trial
+        self._description = description
+
+    def state_dict(self) -> dict[str, Any]:
+        """The trial's own state."""
+        trial = self._trial
+        return {
+            "batches": trial.position,
+            "global_batch_size": trial.hparams.global_batch_size,
+            "seed": trial.hparams.seed,
+            "ema": trial.ema.module.state_dict() if trial.ema is not None else None,
+            "schedule": trial.schedule.state_dict(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the state back.
+
+        Raises:
+            CheckpointError: the run goes on from another place or with other batches.
+        """
+        trial = self._trial
+        # Position 0 is a new run from another one's checkpoint: it takes weights, not the place.
+        if trial.position > 0:
+            for name, now in (
+                ("batches", trial.position),
+                ("global_batch_size", trial.hparams.global_batch_size),
+                ("seed", trial.hparams.seed),
+            ):
+                if state_dict[name] != now:
+                    raise CheckpointError(
+                        f"the checkpoint was made with {name} {state_dict[name]}, the run has "
+                        f"{now}: it would see other batches; start a new run instead"
+                    )
+            trial.schedule.load_state_dict(state_dict["schedule"])
+        if trial.ema is not None and state_dict["ema"] is not None:
+            trial.ema.module.load_state_dict(state_dict["ema"])
+
+    def on_validation_start(self) -> None:
+        """Before an evaluation every rank takes rank 0's weights."""
+        self._trial.share_evaluated_weights()
+
+    def on_validation_end(self, metrics: dict[str, Any]) -> None:
+        """A plateau schedule looks at the metric that a search would."""
+        trial = self._trial
+        value = float(metrics[trial.run.config.metric])
+        trial.schedule.validated(
+            trial.position, -value if trial.run.config.smaller_is_better else value
+        )
+
+    def on_training_workload_end(
+        self, avg_metrics: dict[str, Any], batch_metrics: dict[str, Any]
+    ) -> None:
+        """Stop a run that has diverged rather than let it burn days."""
+        wrong = [name for name in LOSSES if not math.isfinite(avg_metrics[name])]
+        if wrong:
+            raise DivergedError(
+                f"{', '.join(wrong)} became {avg_metrics[wrong[0]]} at or before batch "
+                f"{self._trial.position}: lower lr, lengthen warmup_epochs or lower clip_grad, "
+                "then go on from the last checkpoint"
+            )
+
+    def on_checkpoint_save_start(self, checkpoint: dict[str, Any]) -> None:
+        """See that the storage has room, before a byte is written.
+
+        Raises:
+            CheckpointError: it has not.
+        """
+        require_room(self._trial.context._core.checkpoint._storage_manager, checkpoint)
+
+    def on_checkpoint_write_end(self, checkpoint_dir: str) -> None:
+        """Complete the folder: how to rebuild the detector, and the digests of all files."""
+        folder = Path(checkpoint_dir)
+        write_atomically(folder / DETECTOR, self._description)
+        write_digests(folder)
+
+
+class RunRecorder(pytorch.PyTorchCallback):
+    """Shows the run and, off a cluster, keeps its record: metrics.jsonl, TensorBoard, checkpoints.
+
+    On a cluster the master keeps metrics, TensorBoard and checkpoints, and the log is the display.
+    """
+
+    def __init__(self, trial: "EfficientDetTrial") -> None:
+        self._trial = trial
+        self._progress = trial.progress
+        self._stop = False
+        self._rounds_of_questions = 0
+        self._metric: tuple[int, float] | None = None
+        self._folder = trial.run.folder if trial.communicator.rank == 0 else None
+        self._tensorboard: Any = None
+
+    def on_training_start(self) -> None:
+        """Open the record and listen for the wish to stop."""
+        self._progress.__enter__()
+        if self._trial.run.folder is None:
+            return
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._ask_to_stop)
+        if self._folder is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            _forget_after(self._folder / "metrics.jsonl", self._trial.run.first_batch)
+            self._tensorboard = SummaryWriter(
+                str(self._folder / "tensorboard"), purge_step=self._trial.run.first_batch + 1
+            )
+
+    def on_trial_shutdown(self) -> None:
+        """Close what `on_training_start` opened."""
+        self._progress.__exit__(None, None, None)
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+    def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
+        if self._stop:  # asked twice
+            raise KeyboardInterrupt
+        self._stop = True
+        self._progress.say(
+            "stopping after this reporting period with a checkpoint; once more stops at once"
+        )
+
+    def on_training_workload_end(
+        self, avg_metrics: dict[str, Any], batch_metrics: dict[str, Any]
+    ) -> None:
+        """A reporting period is over."""
+        trial = self._trial
+        metrics = {name: float(avg_metrics[name]) for name in avg_metrics if name in _REPORTED}
+        epochs = trial.position / trial.run.batches_per_epoch
+        self._progress.report(trial.position, epochs, metrics)
+        self._write("train", metrics)
+        if trial.run.folder is not None:
+            self._stop_together(self._stop)
+        else:
+            self._stop_if_the_search_has_decided()
+
+    def _stop_together(self, wish: bool) -> None:
+        """Stop on all ranks if one wishes to: signals and answers reach them at different times."""
+        trial = self._trial
+        wishes = trial.communicator.all_reduce_sum(torch.tensor([float(wish)]))
+        if float(wishes) > 0:
+            trial.context.set_stop_requested(True)
+
+    def _stop_if_the_search_has_decided(self) -> None:
+        """On a cluster, after a validation that has been reported."""
+        trial = self._trial
+        if trial.run.searched_trial is None or self._rounds_of_questions == 0:
+            return
+        self._rounds_of_questions -= 1
+        chief = trial.communicator.rank == 0
+        self._stop_together(chief and search_has_decided(trial.context, trial.run.searched_trial))
+
+    def on_validation_end(self, metrics: dict[str, Any]) -> None:
+        """An evaluation is over."""
+        trial = self._trial
+        self._metric = (trial.position, float(metrics[trial.run.config.metric]))
+        self._rounds_of_questions = 2
+        if trial.communicator.rank == 0:
+            self._progress.say(
+                f"batch {trial.position}: AP {metrics['AP']:.4f}  AP50 {metrics['AP50']:.4f}  "
+                f"loss {metrics['val_loss']:.4f} on {len(trial.run.val)} validation images"
+            )
+        self._write("validation", metrics)
+
+    def on_checkpoint_upload_end(self, uuid: str) -> None:
+        """A checkpoint is whole: take it into the index of a local run."""
+        if self._trial.run.folder is None:
+            # Most often it follows the validation that the search looked at.
+            self._stop_if_the_search_has_decided()
+        if self._folder is None:
+            return
+        position = self._trial.position
+        value = self._metric[1] if self._metric and self._metric[0] == position else None
+        if value is not None and self._trial.run.config.smaller_is_better:
+            value = -value
+        LocalCheckpoints(self._folder).add(SavedCheckpoint(uuid, position, value))
+
+    def _write(self, kind: str, metrics: dict[str, Any]) -> None:
+        if self._folder is None:
+            return
+        trial = self._trial
+        entry = {
+            "kind": kind,
+            "batches": trial.position,
+            "epochs": trial.position / trial.run.batches_per_epoch,
+            "time": time.time(),
+            **metrics,
+        }
+        with (self._folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+        for name, value in metrics.items():
+            if isinstance(value, int | float):
+                self._tensorboard.add_scalar(f"{kind}/{name}", value, trial.position)
+
+
+_REPORTED = (*LOSSES, "lr", "images_per_second")
+
+
+def _forget_after(file: Path, batches: int) -> None:
+    """Drop the lines past the checkpoint that a run resumes from: it will write them again."""
+    if not file.is_file():
+        return
+    kept = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:  # cut off by a kill
+            continue
+        if entry["batches"] <= batches:
+            kept.append(line + "\n")
+    write_atomically(file, "".join(kept))

@@ -1,0 +1,95 @@
+"""From hyperparameters to a detector with its first weights."""
+
+from pathlib import Path
+from typing import Any
+
+from experiments.settings.hparams import HParamError, HParams
+from model import EfficientDet, build_detector, detector_config, load_weights
+
+
+def detector_overrides(hparams: HParams) -> dict[str, Any]:
+    """What the hyperparameters change of the named configuration, as `build_detector` takes it."""
+    chosen: dict[str, Any] = {
+        "norm_momentum": hparams.bn_momentum,
+        "norm_eps": hparams.bn_eps,
+        "alpha": hparams.alpha,
+        "gamma": hparams.gamma,
+        "label_smoothing": hparams.smoothing or None,
+        "legacy_focal": hparams.legacy_focal or None,
+        "box_loss_weight": hparams.box_loss_weight,
+        "soft_nms": hparams.soft_nms or None,
+        "interpolation": hparams.interpolation,
+        "mean": _three(hparams.mean),
+        "std": _three(hparams.std),
+    }
+    config = detector_config(hparams.model)
+    chosen["fill_color"] = _fill_color(hparams, chosen["mean"] or config.mean)
+    if hparams.drop_path_rate is not None:
+        chosen["backbone_args"] = {
+            **config.backbone_args,
+            "drop_path_rate": hparams.drop_path_rate,
+        }
+    return {name: value for name, value in chosen.items() if value is not None}
+
+
+def _fill_color(hparams: HParams, mean: tuple[float, ...]) -> tuple[int, ...] | None:
+    """The colour of padding as RGB in 0..255; None leaves the model's own."""
+    color = hparams.fill_color
+    if color == "mean" or (color is None and hparams.mean is not None):
+        return tuple(round(255 * value) for value in mean)
+    if color is None:
+        return None
+    values = color if isinstance(color, list) else [int(color)]
+    return tuple(values * 3 if len(values) == 1 else values)
+
+
+def _three(values: list[float] | None) -> tuple[float, ...] | None:
+    if values is None:
+        return None
+    return tuple(values * 3) if len(values) == 1 else tuple(values)
+
+
+def random_backbone_notice(hparams: HParams) -> str | None:
+    """A line to print where a run's backbone starts from nothing, else None."""
+    if hparams.pretrained_backbone or hparams.backbone_weights or hparams.weights:
+        return None
+    return (
+        "the backbone starts from random weights (pretrained_backbone: false, and neither "
+        "backbone_weights nor weights is set)"
+    )
+
+
+def build_from_hparams(hparams: HParams, num_classes: int) -> EfficientDet:
+    """The detector that the hyperparameters describe, with the weights that they name.
+
+    Args:
+        hparams: the trial's hyperparameters.
+        num_classes: classes of the data set, where the hyperparameters leave it open.
+
+    Raises:
+        HParamError: no such model, image size or override, or weights that do not fit it or could
+            not be downloaded; the message says which and what to do.
+        FileNotFoundError: weights that are not there; the message says where they belong.
+    """
+    try:
+        return _build(hparams, num_classes)
+    except (ValueError, RuntimeError) as error:
+        raise HParamError(f"the detector cannot be built: {error}") from error
+
+
+def _build(hparams: HParams, num_classes: int) -> EfficientDet:
+    size = hparams.image_size
+    if isinstance(size, int):
+        size = [size, size]
+    detector = build_detector(
+        hparams.model,
+        hparams.num_classes or num_classes,
+        (size[0], size[1]) if size is not None else None,
+        # A detector's checkpoint holds its backbone: nothing needs to be downloaded below it.
+        pretrained_backbone=hparams.pretrained_backbone and hparams.weights is None,
+        backbone_weights=Path(hparams.backbone_weights) if hparams.backbone_weights else None,
+        **detector_overrides(hparams),
+    )
+    if hparams.weights is not None:
+        load_weights(detector, Path(hparams.weights), reset_class_head=hparams.reset_class_head)
+    return detector

@@ -1,0 +1,345 @@
+"""The trial: how EfficientDet is trained and evaluated, the same for every launcher and device."""
+
+import contextlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from determined import pytorch
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from cocodata import Split
+from experiments.checkpoints.detectors import detector_description
+from experiments.evaluation import CocoGroundTruth
+from experiments.evaluation.inference import evaluation_input
+from experiments.evaluation.loop import Evaluation, SplitEvaluator, evaluate_detector
+from experiments.input import EvalLoader, FakeLoader, InputConfig, TrainLoader
+from experiments.runtime.communication import Communicator, HorovodCommunicator
+from experiments.settings.experiment import ExperimentConfig
+from experiments.settings.hparams import HParams
+from experiments.training.callbacks import RunRecorder, TrainerState
+from experiments.training.detector import build_from_hparams, detector_overrides
+from experiments.training.determined_loaders import PinnedBatches, RankShard
+from experiments.training.metrics import EvaluationReducer, TrainingReducer
+from experiments.training.optimization import Schedule, build_optimizer, gradient_clipper
+from model import (
+    AnchorTargets,
+    DetectionLoss,
+    EfficientDet,
+    anchor_boxes,
+    assign_targets,
+    convert_sync_batchnorm,
+)
+from reporting.progress import TrainingProgress
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a trial runs on: its configuration, data, ranks and place in time."""
+
+    config: ExperimentConfig
+    train: Split
+    val: Split
+    communicator: Communicator
+    first_batch: int  # batches that were trained before this process began
+    batches_per_epoch: int
+    folder: Path | None  # of a run without a cluster; Determined keeps the others
+    searched_trial: int | None = None  # id of a trial that a search may stop early
+
+    @property
+    def total_batches(self) -> int:
+        """Batches of the whole run."""
+        return self.config.hparams.total_epochs * self.batches_per_epoch
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """A seed for all that a training step draws (stochastic depth), of no other step or rank.
+
+    Drawn anew for each step, so that a resumed run needs no generator's state. SplitMix64's
+    finaliser (Steele et al., Fast Splittable Pseudorandom Number Generators) spreads neighbours.
+    """
+    mask = (1 << 64) - 1
+    value = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank + 1) & mask
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & mask
+    return value ^ (value >> 31)
+
+
+class EfficientDetTrial(pytorch.PyTorchTrial):
+    """Trains and evaluates one EfficientDet.
+
+    The position in the run is the trial's own: off a cluster Determined counts batches from 0
+    after every resume, and what a step does must depend on nothing but its place in the run.
+    """
+
+    def __init__(self, context: pytorch.PyTorchTrialContext, run: Run) -> None:
+        self.context = context
+        self.run = run
+        self.hparams: HParams = run.config.hparams
+        self.device: torch.device = context.device
+        self.communicator = run.communicator
+        context.experimental.disable_dataset_reproducibility_checks()
+
+        num_classes = run.train.categories.num_classes
+        detector = build_from_hparams(self.hparams, num_classes)
+        self.detector: EfficientDet = detector.to(self.device)
+        # Horovod sends contiguous tensors only; images alone carry the layout through convolutions.
+        if self.hparams.channels_last and not isinstance(self.communicator, HorovodCommunicator):
+            self.detector = self.detector.to(memory_format=torch.channels_last)
+        self.ema = self._build_ema()  # before the conversion: an average is only evaluated
+        if self.hparams.sync_bn and self.communicator.size > 1:
+            convert_sync_batchnorm(self.detector, self.communicator.all_reduce_sum)
+        self._cpu_anchors = anchor_boxes(self.detector.config)
+        self.anchors = self._cpu_anchors.to(self.device)
+        self.loss = DetectionLoss(self.detector.config)
+
+        self.scaler = self._build_scaler()
+        self.model: nn.Module = context.wrap_model(self.detector)
+        self._compress_gradients()
+        self._losses = torch.compile(self._losses_of) if self.hparams.compile else self._losses_of
+        self.optimizer = context.wrap_optimizer(
+            build_optimizer(self.detector, self.hparams),
+            fp16_compression=self.hparams.fp16_compression,
+        )
+        self.schedule = Schedule(self.optimizer, self.hparams, run.batches_per_epoch)
+        self.clip = gradient_clipper(self.hparams, self.detector)
+        self.position = run.first_batch
+
+        self.progress = TrainingProgress(
+            first_batch=run.first_batch,
+            total_batches=run.total_batches,
+            global_batch_size=self.hparams.global_batch_size,
+            shown=self.communicator.rank == 0,
+        )
+        self.training_metrics = context.wrap_reducer(
+            TrainingReducer(self.progress), for_validation=False
+        )
+        self.evaluator = SplitEvaluator(
+            self.detector.config, self.anchors, CocoGroundTruth(run.val), run.val.categories
+        )
+        self.evaluation = context.wrap_reducer(
+            EvaluationReducer(self.evaluator, self.communicator), for_training=False
+        )
+
+    def _build_ema(self) -> ModelEmaV3 | None:
+        if not self.hparams.model_ema:
+            return None
+        return ModelEmaV3(
+            self.detector,
+            decay=self.hparams.model_ema_decay,
+            use_warmup=self.hparams.model_ema_warmup,
+        )
+
+    def _build_scaler(self) -> torch.amp.GradScaler | None:
+        if not (self.hparams.amp and self.hparams.amp_dtype == "float16"):
+            return None
+        return self.context.wrap_scaler(torch.amp.GradScaler(self.device.type))
+
+    def _compress_gradients(self) -> None:
+        """Send gradients as float16 where torch.distributed does it; Horovod has it built in."""
+        if self.hparams.fp16_compression and isinstance(
+            self.model, nn.parallel.DistributedDataParallel
+        ):
+            from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+
+            self.model.register_comm_hook(None, default_hooks.fp16_compress_hook)
+
+    @property
+    def evaluated_weights(self) -> EfficientDet:
+        """The module that evaluation and users of the checkpoint get: averaged, if there is one."""
+        return self.ema.module if self.ema is not None else self.detector
+
+    # Input.
+
+    @property
+    def _input_device(self) -> torch.device:
+        chosen = self.hparams.input_device
+        if chosen == "cpu" or (chosen == "auto" and self.device.type != "cuda"):
+            return torch.device("cpu")
+        return torch.device("cuda", self.communicator.local_rank)
+
+    def _evaluation_input(self) -> InputConfig:
+        return evaluation_input(
+            self.detector.config, device=self._input_device, threads=self.hparams.input_threads
+        )
+
+    def _training_input(self) -> InputConfig:
+        hparams, config = self.hparams, self.detector.config
+        return InputConfig(
+            image_size=config.image_size,
+            mean=config.mean,
+            std=config.std,
+            fill_color=config.fill_color,
+            interpolation=hparams.train_interpolation,
+            scale=(hparams.scale_min, hparams.scale_max),
+            reprob=hparams.reprob,
+            remode=hparams.remode,
+            recount=hparams.recount,
+            device="gpu" if self._input_device.type == "cuda" else "cpu",
+            device_id=self.communicator.local_rank,
+            seed=hparams.seed,
+            channels_last=hparams.channels_last,
+            **({"threads": hparams.input_threads} if hparams.input_threads else {}),
+        )
+
+    def build_training_data_loader(self) -> Iterable[Batch]:
+        """An endless loader that begins at the run's position."""
+        hparams, ranks = self.hparams, self.communicator
+        config = self._training_input()
+        labeler = None if hparams.bench_labeler else self._label
+        loader: TrainLoader | FakeLoader
+        if hparams.fake_data:
+            loader = FakeLoader(
+                config,
+                batch_size=hparams.global_batch_size // ranks.size,
+                num_batches=self.run.batches_per_epoch,
+                num_classes=self.detector.config.num_classes,
+                labeler=labeler,
+                endless=True,
+            )
+        else:
+            loader = TrainLoader(
+                self.run.train,
+                config,
+                global_batch_size=hparams.global_batch_size,
+                rank=ranks.rank,
+                num_ranks=ranks.size,
+                start_batch=self.run.first_batch,
+                labeler=labeler,
+            )
+        pin = hparams.pin_mem and config.device == "cpu" and self.device.type == "cuda"
+        return PinnedBatches(loader) if pin else loader
+
+    def _label(self, boxes: Tensor, classes: Tensor) -> AnchorTargets:
+        """Assign anchors in the loader, which is on the CPU whatever the model is on."""
+        return assign_targets(self._cpu_anchors, boxes, classes)
+
+    def build_validation_data_loader(self) -> DataLoader:
+        """This rank's shard of the validation split."""
+        ranks = self.communicator
+        loader = EvalLoader(
+            self.run.val,
+            self._evaluation_input(),
+            batch_size=self.hparams.eval_batch_size or self.context.get_per_slot_batch_size(),
+            rank=ranks.rank,
+            num_ranks=ranks.size,
+        )
+        return DataLoader(RankShard(loader), batch_size=None)
+
+    # One training step.
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if not self.hparams.amp:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, getattr(torch, self.hparams.amp_dtype))
+
+    def _losses_of(
+        self, images: Tensor, targets: AnchorTargets, normalizer: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        with self._autocast():
+            class_logits, box_regressions = self.model(images)
+        return self.loss(class_logits, box_regressions, targets, normalizer)
+
+    def _targets(self, batch: Batch) -> AnchorTargets:
+        if "class_targets" in batch:
+            return AnchorTargets(
+                batch["class_targets"], batch["box_targets"], batch["num_positives"]
+            )
+        return assign_targets(self.anchors, batch["boxes"], batch["classes"])
+
+    def _normalizer(self, num_positives: Tensor) -> Tensor:
+        """Positive anchors of the global batch, a rank's mean share.
+
+        Gradients are averaged over the ranks, so that with this the sum over ranks is divided by
+        the positives of the whole batch, as one process with that batch would.
+        """
+        positives = num_positives.sum()
+        if self.communicator.size > 1:
+            positives = self.communicator.all_reduce_sum(positives)
+        return (positives + 1.0) / self.communicator.size
+
+    def train_batch(self, batch: Batch, epoch_idx: int, batch_idx: int) -> dict[str, float]:
+        """One optimizer step on this rank's share of the global batch at the position."""
+        torch.manual_seed(step_seed(self.hparams.seed, self.position, self.communicator.rank))
+        lr = self.schedule.set(self.position)
+        targets = self._targets(batch)
+        loss, class_loss, box_loss = self._losses(
+            batch["image"], targets, self._normalizer(targets.num_positives)
+        )
+        self.context.backward(self.scaler.scale(loss) if self.scaler is not None else loss)
+        self.context.step_optimizer(self.optimizer, self._clip, scaler=self.scaler)
+        if self.scaler is not None:
+            self.scaler.update()
+            self._hold_loss_scale(self.scaler)
+        self.position += 1
+        if self.ema is not None:
+            # Told the step, timm's average begins as a copy after the first one, its warm-up's way;
+            # the reference's begins at the first weights.
+            step = self.position if self.hparams.model_ema_warmup else None
+            self.ema.update(self.detector, step=step)
+        self.training_metrics.update(loss.detach(), class_loss.detach(), box_loss.detach())
+        wanted = self.progress.wants_loss()
+        self.progress.batch(self.position, float(loss.detach()) if wanted else None, lr)
+        # The losses go through the reducer: a tensor returned here would be copied from the device
+        # after every batch.
+        return {"lr": lr}
+
+    def _clip(self, parameters: Any) -> None:
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        if self.clip is not None:
+            self.clip(parameters)
+
+    def _hold_loss_scale(self, scaler: torch.amp.GradScaler) -> None:
+        """Keep the loss scale at or above its floor, on the device: reading it would wait."""
+        floor = self.hparams.min_loss_scale
+        if floor is not None:
+            scale = scaler.scale(torch.ones((), device=self.device))
+            scaler.update(new_scale=scale.clamp(min=floor))
+
+    # Evaluation.
+
+    def share_evaluated_weights(self) -> None:
+        """Make every rank evaluate rank 0's weights: ranks' BN statistics differ without sync_bn.
+
+        The checkpoint is rank 0's, so that its metrics are those that were reported.
+        """
+        if self.communicator.size > 1:
+            self.communicator.broadcast_(list(self.evaluated_weights.state_dict().values()))
+
+    def evaluate_batch(self, batch: Batch) -> dict[str, Tensor]:
+        """Add one batch of this rank's shard to the evaluation."""
+        if len(batch["image"]):
+            self.evaluator.add(self.evaluated_weights, batch)
+        return {}
+
+    def last_evaluation(self) -> Evaluation:
+        """What the last evaluation found; made anew where an earlier process made it."""
+        if self.evaluation.last is not None:
+            return self.evaluation.last
+        return evaluate_detector(
+            self.evaluated_weights,
+            self.run.val,
+            self._evaluation_input(),
+            batch_size=self.hparams.eval_batch_size or self.context.get_per_slot_batch_size(),
+        )
+
+    def get_batch_length(self, batch: Batch) -> int:
+        """Images of a batch."""
+        return len(batch["image"])
+
+    def build_callbacks(self) -> dict[str, pytorch.PyTorchCallback]:
+        """What happens between batches; `position` is also what checkpoints keep of the trial."""
+        description = detector_description(
+            self.detector, detector_overrides(self.hparams), self.run.train.categories
+        )
+        return {
+            "position": TrainerState(self, description),
+            "record": RunRecorder(self),
+        }

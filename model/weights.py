@@ -1,0 +1,84 @@
+"""Weights from files into a detector."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from model.detector import EfficientDet
+from model.detector_config import DetectorConfig
+from model.state_dicts import read_state_dict
+
+# Constants that other training programs save with the weights.
+_NOT_WEIGHTS = ("anchors.boxes",)
+
+
+def load_weights(
+    model: EfficientDet, path: Path, *, reset_class_head: bool = False, prefer_ema: bool = True
+) -> None:
+    """Load a checkpoint into the detector; every tensor of the detector must be in it.
+
+    Args:
+        model: the detector; on an error its weights are as they were.
+        path: a .pth, .pt or .safetensors file with a state dict, bare or wrapped (state_dict,
+            state_dict_ema, a `module.` or `model.` in front of the keys).
+        reset_class_head: leave the class head as it was initialised, where the file's is for
+            another number of classes.
+        prefer_ema: take the averaged weights where the file holds both.
+
+    Raises:
+        FileNotFoundError: there is no such file; the message says where to get it.
+        RuntimeError: the file cannot be read, or does not fit the detector.
+    """
+    config: DetectorConfig = model.config
+    missing = (
+        f"The published weights of {config.name} are {config.url}: fetch that file where there is "
+        f"a network and put it at {path}."
+        if config.url
+        else f"No weights are published for {config.name}: give a checkpoint of your own."
+    )
+    found = read_state_dict(path, missing=missing, prefer_ema=prefer_ema)
+    wanted = model.state_dict()
+    found = {key: value for key, value in found.items() if key not in _NOT_WEIGHTS}
+    # Checkpoints that were converted from TensorFlow do not count batches.
+    for key in wanted.keys() - found.keys():
+        if key.endswith("num_batches_tracked"):
+            found[key] = wanted[key]
+
+    bias = next(key for key in wanted if key.startswith("class_net.predict.") and "bias" in key)
+    if bias in found and found[bias].shape != wanted[bias].shape:
+        if not reset_class_head:
+            classes = found[bias].numel() / config.num_anchors
+            raise RuntimeError(
+                f"{path} is for {classes:g} classes, the detector for {config.num_classes}. Build "
+                f"it with num_classes={classes:g}, or pass reset_class_head=True to load all but "
+                "the class head, which then starts untrained"
+            )
+        for key in wanted:
+            if key.startswith("class_net."):
+                found[key] = wanted[key]
+    _check_fit(found, wanted, path, config.name)
+    model.load_state_dict(found, strict=True)
+
+
+def _check_fit(
+    found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: Path, name: str
+) -> None:
+    """Say in a line or two how a checkpoint differs; load_state_dict would list every tensor."""
+    problems = []
+    groups = {
+        "are missing": sorted(wanted.keys() - found.keys()),
+        "are not the detector's": sorted(found.keys() - wanted.keys()),
+        "have another shape": sorted(
+            key for key in wanted.keys() & found.keys() if wanted[key].shape != found[key].shape
+        ),
+    }
+    for what, keys in groups.items():
+        if keys:
+            example = keys[0]
+            if what == "have another shape":
+                shapes = f"{tuple(found[example].shape)}, not {tuple(wanted[example].shape)}"
+                example = f"{example}: {shapes}"
+            problems.append(f"{len(keys)} tensors {what} (the first: {example})")
+    if problems:
+        raise RuntimeError(f"{path} does not fit {name}: " + "; ".join(problems))

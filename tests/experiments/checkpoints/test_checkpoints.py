@@ -1,0 +1,128 @@
+"""Digests find every damage; the index of a local run keeps what a resume needs."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from experiments.checkpoints.contents import CheckpointError, verify_digests, write_digests
+from experiments.checkpoints.detectors import load_detector
+from experiments.checkpoints.local import LocalCheckpoints, SavedCheckpoint
+from experiments.checkpoints.space import require_room
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    checkpoint = tmp_path / "checkpoint"
+    (checkpoint / "code").mkdir(parents=True)
+    (checkpoint / "state_dict.pth").write_bytes(bytes(range(256)) * 100)
+    (checkpoint / "trial_state.pkl").write_bytes(b"state")
+    (checkpoint / "code" / "train.py").write_text("pass")
+    write_digests(checkpoint)
+    return checkpoint
+
+
+def test_a_whole_checkpoint_passes_and_so_does_a_later_file(folder: Path) -> None:
+    verify_digests(folder)
+    (folder / "metadata.json").write_text("{}")  # Determined adds it last
+    verify_digests(folder)
+
+
+def test_one_changed_byte_is_found_and_named(folder: Path) -> None:
+    file = folder / "state_dict.pth"
+    content = bytearray(file.read_bytes())
+    content[12_345] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"state_dict\.pth: its content is not what was"):
+        verify_digests(folder)
+
+
+@pytest.mark.parametrize("name", ["state_dict.pth", "trial_state.pkl", "code/train.py"])
+def test_a_truncated_or_missing_file_is_named(folder: Path, name: str) -> None:
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[:-1])
+    with pytest.raises(CheckpointError, match=name):
+        verify_digests(folder)
+    (folder / name).unlink()
+    with pytest.raises(CheckpointError, match=f"{name}: missing"):
+        verify_digests(folder)
+
+
+def test_missing_or_damaged_digests_and_folders(folder: Path, tmp_path: Path) -> None:
+    (folder / "sha256.json").write_text('{"state_')
+    with pytest.raises(CheckpointError, match=r"sha256\.json: damaged"):
+        verify_digests(folder)
+    (folder / "sha256.json").unlink()
+    with pytest.raises(CheckpointError, match="not written to its end"):
+        verify_digests(folder)
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
+        verify_digests(tmp_path / "elsewhere")
+
+
+def test_a_weights_file_needs_its_models_name(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="--model"):
+        load_detector(tmp_path / "d0.pth")
+
+
+def test_the_index_keeps_the_two_newest_and_the_best(tmp_path: Path) -> None:
+    index = LocalCheckpoints(tmp_path)
+    assert index.newest() is None
+    assert index.best() is None
+    metrics = [0.1, 0.5, 0.3, None, 0.2]
+    for number, metric in enumerate(metrics):
+        saved = SavedCheckpoint(f"uuid-{number}", 10 * (number + 1), metric)
+        index.folder(saved).mkdir(parents=True)
+        index.add(saved)
+    assert [saved.uuid for saved in index.all()] == ["uuid-1", "uuid-3", "uuid-4"]
+    assert {path.name for path in (index.data_home / "determined").iterdir()} == {
+        "uuid-1",
+        "uuid-3",
+        "uuid-4",
+    }
+    newest, best = index.newest(), index.best()
+    assert newest is not None
+    assert newest.uuid == "uuid-4"
+    assert best is not None
+    assert best.uuid == "uuid-1"
+
+
+def test_a_checkpoint_cut_off_by_a_kill_is_cleared_away(tmp_path: Path) -> None:
+    index = LocalCheckpoints(tmp_path)
+    whole = SavedCheckpoint("whole", 10, None)
+    index.folder(whole).mkdir(parents=True)
+    index.add(whole)
+    half = tmp_path / "checkpoints" / "determined" / "half"
+    half.mkdir()
+    index.remove_unlisted()
+    assert not half.exists()
+    assert index.folder(whole).is_dir()
+
+
+def test_a_resumed_run_replaces_what_came_after(tmp_path: Path) -> None:
+    """Checkpoints past the one resumed from belong to a future that did not happen."""
+    index = LocalCheckpoints(tmp_path)
+    for number in (10, 20):
+        index.add(SavedCheckpoint(f"first-{number}", number, None))
+    index.add(SavedCheckpoint("second-20", 20, None))
+    assert [saved.uuid for saved in index.all()] == ["first-10", "second-20"]
+
+
+def test_storage_without_room_is_refused_before_a_byte_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Storage:
+        _base_path = str(tmp_path)
+
+    content = {"model": [{"weight": torch.zeros(1000, 1000)}], "more": (torch.zeros(10),)}
+
+    def free(amount: float) -> None:
+        usage = shutil.disk_usage(tmp_path)._replace(free=int(amount))
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+
+    free(8e6)
+    require_room(Storage(), content)
+    free(5e6)
+    with pytest.raises(CheckpointError, match="5 MB free, and a checkpoint needs 6 MB"):
+        require_room(Storage(), content)
+    require_room(object(), content)  # such as a bucket

@@ -1,0 +1,33 @@
+"""What each rank runs for test_communication: every collective, its outcome into a file."""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from experiments.runtime.communication import communicator, start_distributed
+
+
+def main() -> None:
+    """Call each collective once and save what this rank got."""
+    start_distributed()
+    ranks = communicator()
+    mine = torch.arange(3 * ranks.rank, dtype=torch.int64).reshape(-1, 3) + 10 * ranks.rank
+    buffers = [torch.full((2, 2), float(ranks.rank)), torch.tensor(ranks.rank)]
+    ranks.broadcast_(buffers)
+    value = torch.tensor([1.5, 2.0**ranks.rank], dtype=torch.float64)
+    found = {
+        "size": ranks.size,
+        "local": (ranks.local_rank, ranks.local_size),
+        "gathered": ranks.all_gather(mine),
+        "empty": ranks.all_gather(torch.empty(0, 6)),
+        "sum": ranks.all_reduce_sum(value),
+        "untouched": value,
+        "broadcast": buffers,
+    }
+    ranks.barrier()
+    torch.save(found, Path(sys.argv[1]) / f"{ranks.rank}.pt")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""A cluster on test hosts: its inventory, and the commands that people type on it."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[3]
+# The cluster's name in that inventory.
+NAME = "test-hosts"
+
+
+class Hosts:
+    """The test hosts' inventory, which grows and shrinks, and the commands on it."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        self.inventory = folder / "hosts.yml"
+        source = ROOT / "ansible/inventories/test-hosts.yml"
+        text = source.read_text().replace("{{ inventory_dir }}/../..", str(ROOT))
+        self.content: dict[str, Any] = yaml.safe_load(text)
+        self.settings.update(settings)
+        self.write()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The variables of all hosts."""
+        return self.content["all"]["vars"]
+
+    @property
+    def agents(self) -> dict[str, Any]:
+        return self.content["all"]["children"]["agents"]["hosts"]
+
+    def write(self) -> None:
+        self.inventory.write_text(yaml.safe_dump(self.content))
+
+    def run(self, command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        line = [sys.executable, "ansible/command.py", command, "--inventory", str(self.inventory)]
+        return subprocess.run(
+            [*line, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+
+    def succeed(self, command: str, *arguments: str) -> str:
+        started = time.monotonic()
+        outcome = self.run(command, *arguments)
+        assert outcome.returncode == 0, outcome.stdout + outcome.stderr
+        print(f"{command} {' '.join(arguments)}: {time.monotonic() - started:.0f} s")
+        return outcome.stderr
+
+    def status(self) -> dict[str, Any]:
+        outcome = self.run("status", "--json")
+        status: dict[str, Any] = json.loads(outcome.stdout)
+        return status
+
+    def wait_for_slots(self, slots: int, seconds: float = 300) -> None:
+        deadline = time.monotonic() + seconds
+        while (found := sum(host["slots"] for host in self.status()["hosts"])) != slots:
+            assert time.monotonic() < deadline, f"{found} slots, wanted {slots}"
+            time.sleep(5)
+
+
+def changed_tasks(recap: str) -> dict[str, int]:
+    """Return how many tasks changed each host, from the recap of a playbook."""
+    found = re.findall(r"^(\S+) +: ok=\d+ +changed=(\d+)", recap, re.MULTILINE)
+    return {host: int(count) for host, count in found}
+
+
+def version(packed: Path) -> str:
+    seal: dict[str, str] = json.loads((packed / "coco/seal.json").read_text())
+    return seal["version"]
+
+
+def sync(cluster: Hosts, packed: Path) -> dict[str, int]:
+    """Bring the data set to the hosts as `make coco-sync` does; return the counts of changes."""
+    started = time.monotonic()
+    outcome = subprocess.run(
+        [
+            str(Path(sys.executable).with_name("ansible-playbook")),
+            *("--inventory", str(cluster.inventory), "--extra-vars", f"coco_packed={packed}"),
+            "ansible/coco-sync.yml",
+        ],
+        cwd=ROOT,
+        env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible/ansible.cfg")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert outcome.returncode == 0, outcome.stdout + outcome.stderr
+    print(f"coco-sync: {time.monotonic() - started:.0f} s")
+    return changed_tasks(outcome.stdout)
+
+
+def train(*changes: str) -> subprocess.Popen[str]:
+    """Start distributed.yaml on two hosts with two slots each, through Horovod."""
+    changes = ("resources.slots_per_trial=4", "hyperparameters.epochs=2", *changes)
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-m", "cluster", "train", "experiments/distributed.yaml"),
+            *("--cluster", NAME, "--overlay", "experiments/overlays/mini.yaml"),
+            *(part for change in changes for part in ("--config", change)),
+        ],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def busy_agent(cluster: Hosts, training: subprocess.Popen[str]) -> str:
+    """Wait until a trial runs and has progressed; return a host of it that is not the master's."""
+    for _ in range(120):
+        assert training.poll() is None, training.communicate()[0]
+        status = cluster.status()
+        running = [row for row in status["experiments"] if row["active"] and row["progress"]]
+        busy = [host["host"] for host in status["hosts"] if host["slots_used"]]
+        if running and set(busy) - {"host1"}:
+            return sorted(set(busy) - {"host1"})[0]
+        time.sleep(2)
+    raise AssertionError("no trial came to run")
+
+
+def assert_clean(host: str) -> None:
+    look = (
+        "ls /etc/determined /usr/local/lib/determined /etc/systemd/system/determined-* 2>/dev/null;"
+        "docker ps --all --quiet; docker images --quiet;"
+        "nft list tables | grep determined; true"
+    )
+    shell = ["docker", "exec", host, "sh", "-c", look]
+    assert subprocess.run(shell, capture_output=True, text=True, check=True).stdout == ""
