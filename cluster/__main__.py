@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-# The make targets set the path; a person who types the command has not.
+# `make` sets PYTHONPATH; make this work from a plain shell too.
 sys.path.append(str(Path(__file__).resolve().parent.parent / "data-prep"))
 
 from cluster.cli import main

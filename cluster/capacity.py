@@ -1,8 +1,8 @@
-"""Whether a cluster can ever place a trial of so many slots.
+"""Checks that a cluster can schedule a trial with a given number of slots.
 
-Determined's master takes an experiment that no set of its agents can run, and leaves it in the
-queue for good. Its rule (master/internal/rm/agentrm/fitting.go): a trial gets slots of one agent,
-or all slots of several agents that have the same number of them.
+Determined's master accepts experiments that its agents can never run, and leaves them queued
+forever. Its rule (master/internal/rm/agentrm/fitting.go): a trial gets slots on a single agent, or
+all slots of several agents with the same number of slots.
 """
 
 from collections import Counter
@@ -10,27 +10,27 @@ from collections.abc import Sequence
 
 from determined.common.api import bindings
 
-from cluster.connection import MasterConnection, explained
+from cluster.connection import MasterConnection, translate_errors
 from cluster.errors import ClusterError
 
 
 def trial_sizes(agents: Sequence[int]) -> list[int]:
-    """The numbers of slots that a trial can have on agents with these numbers of slots each."""
-    on_one = range(1, max(agents, default=0) + 1)
-    on_several = {
+    """Return the possible values of slots_per_trial, given each agent's number of slots."""
+    one_agent = range(1, max(agents, default=0) + 1)
+    several_agents = {
         slots * number for slots, count in Counter(agents).items() for number in range(1, count + 1)
     }
-    return sorted({*on_one, *on_several} - {0})
+    return sorted({*one_agent, *several_agents} - {0})
 
 
 def require_capacity(connection: MasterConnection, slots: int) -> None:
-    """See that the cluster's agents can run a trial, busy as they may be now.
+    """Check that the cluster's agents can run a trial once they are idle.
 
     Raises:
-        ClusterError: They cannot; the message says which sizes they can run.
+        ClusterError: They cannot; the message lists the sizes that they can run.
     """
     session = connection.login()._session
-    with explained(connection):
+    with translate_errors(connection):
         agents = bindings.get_GetAgents(session).agents
     sizes = [len(agent.slots or {}) for agent in agents if agent.enabled]
     possible = trial_sizes(sizes)
@@ -38,19 +38,19 @@ def require_capacity(connection: MasterConnection, slots: int) -> None:
         return
     if not possible:
         raise ClusterError(
-            f"no agent is connected to {connection.master} and enabled, so no trial can run: "
+            f"no enabled agent is connected to {connection.master}, so no trial can run: "
             + (
-                "make local-up starts one"
+                "start one with make local-up"
                 if connection.name == "local"
                 else "see make cluster-status"
             )
         )
-    each = ", ".join(
+    counts = ", ".join(
         f"{count} with {size}" for size, count in sorted(Counter(sizes).items(), reverse=True)
     )
     raise ClusterError(
-        f"resources.slots_per_trial is {slots}, and the cluster's agents (by slots: {each}) cannot "
-        "hold such a trial: it takes slots of one agent, or all slots of several that have the "
-        f"same number. Possible: {', '.join(map(str, possible))}. For example: "
+        f"resources.slots_per_trial is {slots}, which does not fit the cluster's agents (by number "
+        f"of slots: {counts}). A trial runs on one agent, or on all slots of several agents with "
+        f"the same number of slots. Possible: {', '.join(map(str, possible))}. For example: "
         f'ARGS="--config resources.slots_per_trial={max(possible)}"'
     )

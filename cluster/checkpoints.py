@@ -1,4 +1,4 @@
-"""Brings checkpoints from a cluster to this machine."""
+"""Downloads checkpoints from a cluster."""
 
 import shutil
 import uuid
@@ -9,11 +9,11 @@ from determined import errors
 from determined.common import api
 from determined.experimental.client import Checkpoint, Determined
 
-from cluster.connection import MasterConnection, explained
+from cluster.connection import MasterConnection, translate_errors
 from cluster.errors import ClusterError
 
-# Collected meanwhile, not where Determined says it is, or in an object store that refuses us.
-NOT_TO_BE_HAD = (
+# The checkpoint was garbage-collected, its files are missing, or the object store denies access.
+DOWNLOAD_ERRORS = (
     api.errors.APIException,
     errors.CheckpointNotFound,
     errors.CheckpointStateException,
@@ -25,52 +25,55 @@ NOT_TO_BE_HAD = (
 )
 
 
-def fetch(connection: MasterConnection, what: str, folder: Path) -> Path:
-    """Download a checkpoint and hold it against its digests; return its folder.
+def fetch(connection: MasterConnection, identifier: str, folder: Path) -> Path:
+    """Download a checkpoint unless it is already here, and verify its digests.
 
     Args:
         connection: The cluster.
-        what: An experiment's id, for its best checkpoint, or a checkpoint's UUID.
-        folder: Where checkpoints are kept, each in a folder named by its UUID.
+        identifier: An experiment's id, for its best checkpoint, or a checkpoint's UUID.
+        folder: Parent folder; the checkpoint goes into a subfolder named after its UUID.
+
+    Returns:
+        The checkpoint's folder.
 
     Raises:
-        ClusterError: There is no such checkpoint, or its files cannot be had or are damaged.
+        ClusterError: There is no such checkpoint, or it is damaged or cannot be downloaded.
     """
-    # Here, and not for every command: it brings torch in, which takes seconds.
+    # Imported here because it imports torch, which takes seconds.
     from experiments.checkpoints.contents import CheckpointError, verify_digests
 
     cluster = connection.login()
-    with explained(connection):
-        checkpoint = _find(cluster, what)
-    kept = folder / checkpoint.uuid
-    if not kept.is_dir():
+    with translate_errors(connection):
+        checkpoint = _find(cluster, identifier)
+    target = folder / checkpoint.uuid
+    if not target.is_dir():
         folder.mkdir(parents=True, exist_ok=True)
-        beside = folder / f".{checkpoint.uuid}.partial"
-        shutil.rmtree(beside, ignore_errors=True)
+        partial = folder / f".{checkpoint.uuid}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
         try:
-            checkpoint.download(str(beside))
-        except (OSError, RuntimeError, *NOT_TO_BE_HAD) as error:
+            checkpoint.download(str(partial))
+        except (OSError, RuntimeError, *DOWNLOAD_ERRORS) as error:
             raise ClusterError(
-                f"checkpoint {checkpoint.uuid} cannot be brought here: {error}"
+                f"checkpoint {checkpoint.uuid} cannot be downloaded: {error}"
             ) from error
-        beside.rename(kept)
+        partial.rename(target)
     try:
-        verify_digests(kept)
+        verify_digests(target)
     except CheckpointError as error:
         raise ClusterError(str(error)) from error
-    return kept
+    return target
 
 
-def _find(cluster: Determined, what: str) -> Checkpoint:
-    if what.isdecimal():
-        experiment = cluster.get_experiment(int(what))
+def _find(cluster: Determined, identifier: str) -> Checkpoint:
+    if identifier.isdecimal():
+        experiment = cluster.get_experiment(int(identifier))
         found = experiment.list_checkpoints(max_results=1)
         if not found:
-            raise ClusterError(f"experiment {what} has no checkpoint yet")
+            raise ClusterError(f"experiment {identifier} has no checkpoint yet")
         return found[0]
     try:
-        return cluster.get_checkpoint(str(uuid.UUID(what)))
+        return cluster.get_checkpoint(str(uuid.UUID(identifier)))
     except ValueError as error:
         raise ClusterError(
-            f"{what!r} is neither an experiment's id nor a checkpoint's UUID"
+            f"{identifier!r} is neither an experiment id nor a checkpoint UUID"
         ) from error

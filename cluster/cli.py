@@ -1,4 +1,4 @@
-"""The command line behind the make targets that talk to a cluster."""
+"""The command line behind the make targets for clusters."""
 
 import shlex
 from pathlib import Path
@@ -17,7 +17,7 @@ from cluster.submit import submit
 from reporting.progress import print_error
 
 app = typer.Typer(
-    help="Start a cluster on this machine, and train on that one or another.",
+    help="Start a cluster on this machine, and train on it or on another cluster.",
     pretty_exceptions_enable=False,
     add_completion=False,
     no_args_is_help=True,
@@ -25,17 +25,17 @@ app = typer.Typer(
 console = Console()
 
 ClusterOption = Annotated[str, typer.Option("--cluster", help="Name of the cluster.")]
-# Where the experiments' files say that the data set is.
+# The data set's path in trials, as the files in experiments/ have it.
 DATA_IN_TRIALS = "/data/coco"
 
 
 @app.command("up")
 def up_command(
     *,
-    data: Annotated[Path, typer.Option(help="Data set folder that trials get.")],
+    data: Annotated[Path, typer.Option(help="Data set folder for trials.")],
     agents: Annotated[int, typer.Option(min=1, help="Agents on this machine.")] = 1,
-    slots: Annotated[int, typer.Option(min=1, help="Slots an agent, without GPUs.")] = 4,
-    port: Annotated[int, typer.Option(help="The master's port on 127.0.0.1.")] = 8080,
+    slots: Annotated[int, typer.Option(min=1, help="Slots per agent, if there are no GPUs.")] = 4,
+    port: Annotated[int, typer.Option(help="Port of the master on 127.0.0.1.")] = 8080,
 ) -> None:
     """Start the cluster on this machine."""
     LocalCluster().up(console, data=data, agents=agents, slots=slots, port=port)
@@ -43,40 +43,41 @@ def up_command(
 
 @app.command("down")
 def down_command() -> None:
-    """Stop the cluster on this machine; its data stays."""
+    """Stop the cluster on this machine and keep its data."""
     LocalCluster().down(console)
 
 
 @app.command("destroy")
 def destroy_command(
-    *, sure: Annotated[bool, typer.Option("--sure", help="Really remove its data.")] = False
+    *,
+    sure: Annotated[bool, typer.Option("--sure", help="Confirm that the data is deleted.")] = False,
 ) -> None:
     """Remove the cluster on this machine with all its data."""
     if not sure:
         raise ClusterError(
-            "this removes the local cluster's database and checkpoints for good; if that is "
-            "wanted: make local-destroy SURE=yes"
+            "this deletes the local cluster's database and checkpoints permanently. To confirm: "
+            "make local-destroy SURE=yes"
         )
     LocalCluster().destroy(console)
 
 
 @app.command("train")
 def train_command(
-    config: Annotated[Path, typer.Argument(help="An experiment's file.")],
+    config: Annotated[Path, typer.Argument(help="Experiment configuration.")],
     *,
     cluster: ClusterOption = "main",
     overlays: Annotated[
-        list[Path] | None, typer.Option("--overlay", help="A file of changes; may be repeated.")
+        list[Path] | None, typer.Option("--overlay", help="File of changes to it; may be repeated.")
     ] = None,
     dataset: Annotated[
-        str | None, typer.Option(help="Another data set beside the cluster's own, by its name.")
+        str | None, typer.Option(help="Name of a data set other than the cluster's default.")
     ] = None,
     changes: Annotated[
-        list[str] | None, typer.Option("--config", help="One change: key.inner=value.")
+        list[str] | None, typer.Option("--config", help="One change, as key.inner=value.")
     ] = None,
-    detach: Annotated[bool, typer.Option(help="Do not wait for the end.")] = False,
+    detach: Annotated[bool, typer.Option(help="Submit and return at once.")] = False,
 ) -> None:
-    """Submit an experiment and follow it to its end; fail unless it COMPLETED."""
+    """Submit an experiment and follow it until it ends; fail unless it is COMPLETED."""
     connection = load_connection(cluster)
     arguments = config_arguments(_data_settings(connection, dataset))
     arguments += overlay_arguments(overlays or [])
@@ -84,7 +85,7 @@ def train_command(
         arguments += ["--config", change]
     experiment = submit(connection, config, arguments)
     if detach:
-        console.print(f"experiment {experiment} is submitted to {connection.master}")
+        console.print(f"experiment {experiment} submitted to {connection.master}")
         return
     _follow(cluster, experiment)
 
@@ -94,7 +95,7 @@ def overlay_command(
     files: list[Path],
     *,
     cluster: Annotated[
-        str | None, typer.Option("--cluster", help="Add where this cluster has its data set.")
+        str | None, typer.Option("--cluster", help="Add the location of this cluster's data set.")
     ] = None,
 ) -> None:
     """Print overlays as arguments of `det experiment create`."""
@@ -103,26 +104,32 @@ def overlay_command(
 
 
 @app.command("fetch")
-def fetch_command(what: str, *, cluster: ClusterOption = "main") -> None:
-    """Bring a checkpoint here (an experiment's best, or one by its UUID); print its folder."""
-    print(fetch(load_connection(cluster), what, ROOT / "runs" / "checkpoints"))
+def fetch_command(
+    checkpoint: Annotated[
+        str, typer.Argument(help="UUID, or an experiment's number for its best checkpoint.")
+    ],
+    *,
+    cluster: ClusterOption = "main",
+) -> None:
+    """Download a checkpoint and print its folder."""
+    print(fetch(load_connection(cluster), checkpoint, ROOT / "runs" / "checkpoints"))
 
 
 @app.command("follow")
 def follow_command(experiment: int, *, cluster: ClusterOption = "main") -> None:
-    """Follow an experiment to its end; fail unless it COMPLETED."""
+    """Follow an experiment until it ends; fail unless it is COMPLETED."""
     _follow(cluster, experiment)
 
 
 @app.command("report")
 def report_command(
-    experiments: Annotated[str, typer.Argument(help="Their numbers, such as '1 2 3'.")],
+    experiments: Annotated[str, typer.Argument(help="Experiment numbers, such as '1 2 3'.")],
     *,
     cluster: ClusterOption = "main",
-    out: Annotated[Path, typer.Option(help="Folder of the report.")] = ROOT / "runs" / "report",
+    out: Annotated[Path, typer.Option(help="Folder for the report.")] = ROOT / "runs" / "report",
 ) -> None:
-    """Write what experiments have reported as tables, plots and CSV."""
-    # Here, and not for every command: plots and tables bring torch in, which takes seconds.
+    """Write a report of experiments: tables, plots and CSV files."""
+    # Imported here because it imports torch, which takes seconds.
     from cluster.report import experiment_numbers, write_report
 
     numbers = experiment_numbers(experiments)
@@ -131,11 +138,13 @@ def report_command(
 
 
 def _data_settings(connection: MasterConnection, dataset: str | None) -> dict[str, Any]:
-    """Where the cluster's hosts have a data set, and the version that a trial must find there."""
+    """Return the settings of a data set's path on the hosts and its expected version."""
     folder = connection.data
     if dataset is not None:
         if Path(dataset).name != dataset:
-            raise ClusterError(f"DATASET={dataset} is a path; give the name that it was packed as")
+            raise ClusterError(
+                f"DATASET={dataset} is a path; give the name that it was packed under"
+            )
         folder = str(Path(folder).parent / dataset)
     settings: dict[str, Any] = {}
     if folder != DATA_IN_TRIALS:
@@ -152,14 +161,14 @@ def _follow(cluster: str, experiment: int) -> None:
         follow(load_connection(cluster), experiment, console)
     except KeyboardInterrupt:
         console.print(
-            f"experiment {experiment} goes on. Follow it again: "
+            f"experiment {experiment} keeps running. Follow it again: "
             f"make follow EXPERIMENT={experiment} CLUSTER={cluster}"
         )
         raise typer.Exit(130) from None
 
 
 def main() -> None:
-    """Run the command line; a failure that the user can mend is one message."""
+    """Run the command line; print a ClusterError as one message, without a traceback."""
     try:
         app()
     except ClusterError as error:

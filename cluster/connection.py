@@ -1,17 +1,17 @@
-"""Where a cluster is and how to log in: one file a cluster, and the session that it gives.
+"""The address of a cluster, and how to log in.
 
-`.secrets/clusters/NAME.yaml` is written by `make local-up` (NAME is local) or by the Ansible
-playbook (NAME is main), readable by its owner only:
+`.secrets/clusters/NAME.yaml` is written by `make local-up` (NAME is local) or by Ansible (NAME is
+main), with mode 600:
 
     master: https://10.0.0.1:8443
     user: determined
     password: ...
-    certificate: /path/to/ca.pem        # where TLS is used with a private authority
-    template: name of the Determined template that holds what belongs to the cluster
+    certificate: /path/to/ca.pem        # only for TLS with a private certificate authority
+    template: name of the cluster's Determined template
     data: /data/coco                    # the data set's folder on the cluster's hosts
 
-Beside it, `NAME.versions` holds the version of the data set in each folder of the hosts, as
-`make coco-sync` has brought it there:
+`NAME.versions`, in the same folder, holds the version of the data set in each folder on the hosts,
+as written by `make coco-sync`:
 
     /data/coco: 44c949...
 """
@@ -39,7 +39,7 @@ FOLDER = ROOT / ".secrets" / "clusters"
 
 @dataclass(frozen=True)
 class MasterConnection:
-    """One cluster's address and login."""
+    """Address and login of a cluster."""
 
     name: str
     master: str
@@ -48,15 +48,15 @@ class MasterConnection:
     template: str
     data: str
     certificate: str | None = None
-    # Folder on the hosts -> the version that a trial must find there.
+    # Folder on the hosts -> version of the data set that trials expect in it.
     versions: Mapping[str, str] = field(default_factory=dict)
 
     def environment(self) -> dict[str, str]:
-        """The variables that make Determined's own command line talk to this cluster."""
+        """Return the environment variables with which `det` talks to this cluster."""
         variables = {"DET_MASTER": self.master, "DET_USER": self.user, "DET_PASS": self.password}
         if self.certificate:
             variables["DET_MASTER_CERT_FILE"] = self.certificate
-            # Where one of these is set, requests believes it and not what Determined asks for.
+            # If one of these is set, requests ignores the certificate that Determined passes.
             variables["REQUESTS_CA_BUNDLE"] = variables["CURL_CA_BUNDLE"] = self.certificate
         return variables
 
@@ -64,19 +64,19 @@ class MasterConnection:
         """Log in to the master.
 
         Raises:
-            ClusterError: The master does not answer, or refuses the user.
+            ClusterError: The master does not answer, or rejects the user.
         """
         logging.getLogger("determined").setLevel(logging.WARNING)
         if self.certificate:
             os.environ.update(self.environment())
         cert = certs.default_load(self.master, explicit_path=self.certificate)
-        with explained(self):
+        with translate_errors(self):
             session = authentication.login(self.master, self.user, self.password, cert=cert)
         return Determined._from_session(session)
 
 
 def connection_file(name: str) -> Path:
-    """The file that describes the cluster of a name."""
+    """Return the path of a cluster's connection file."""
     return FOLDER / f"{name}.yaml"
 
 
@@ -84,39 +84,43 @@ def _versions_file(name: str) -> Path:
     return FOLDER / f"{name}.versions"
 
 
-def forget_connection(name: str) -> None:
-    """Remove a cluster's files."""
+def delete_connection(name: str) -> None:
+    """Delete a cluster's connection and versions files."""
     for file in (connection_file(name), _versions_file(name)):
         file.unlink(missing_ok=True)
 
 
 def load_connection(name: str) -> MasterConnection:
-    """Read a cluster's file.
+    """Read a cluster's connection and versions files.
 
     Raises:
-        ClusterError: There is no such cluster, or its file is incomplete or open to others.
+        ClusterError: There is no such cluster, or its file is invalid or readable by others.
     """
     file = connection_file(name)
     if not file.is_file():
         known = sorted(path.stem for path in FOLDER.glob("*.yaml"))
         raise ClusterError(
-            f"no cluster named {name!r} is known here"
-            + (f" (there is: {', '.join(known)}; choose with CLUSTER=)" if known else "")
-            + ". Start one: make local-up (this machine; then CLUSTER=local) or make cluster-up"
+            f"unknown cluster {name!r}"
+            + (f" (known: {', '.join(known)}; choose one with CLUSTER=)" if known else "")
+            + ". To start one: make local-up (on this machine; then CLUSTER=local) or make "
+            "cluster-up"
         )
     if stat.S_IMODE(file.stat().st_mode) & 0o077:
-        raise ClusterError(f"{file} holds a password and can be read by others: chmod 600 {file}")
+        raise ClusterError(f"{file} holds a password but others can read it: chmod 600 {file}")
     content = yaml.safe_load(file.read_text())
     versions = _versions_file(name)
     known = yaml.safe_load(versions.read_text()) if versions.is_file() else {}
     try:
         return MasterConnection(name=name, versions=known, **content)
     except TypeError as error:
-        raise ClusterError(f"{file} is not a cluster's file ({error}); write it anew") from error
+        remedy = "make local-up" if name == "local" else "make cluster-up"
+        raise ClusterError(
+            f"{file} is not a valid connection file ({error}); {remedy} rewrites it"
+        ) from error
 
 
 def save_connection(connection: MasterConnection) -> Path:
-    """Write a cluster's files, readable by their owner only; return where the first one is."""
+    """Write a cluster's files with mode 600; return the path of the connection file."""
     content = {key: value for key, value in asdict(connection).items() if value is not None}
     del content["name"]
     write_secret(_versions_file(connection.name), yaml.safe_dump(dict(content.pop("versions"))))
@@ -134,19 +138,25 @@ def write_secret(file: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def explained(connection: MasterConnection) -> Iterator[None]:
-    """Turn failures of talking to the master into errors that say what to do."""
+def translate_errors(connection: MasterConnection) -> Iterator[None]:
+    """Turn errors from the master's API into ClusterErrors that say what to do."""
     try:
         yield
     except (api.errors.MasterNotFoundException, requests.exceptions.ConnectionError) as error:
         raise ClusterError(
-            f"the master at {connection.master} does not answer. Is it running? "
-            f"{'make local-up' if connection.name == 'local' else 'make cluster-status'} tells"
+            f"the master at {connection.master} does not answer. To "
+            + (
+                "start it: make local-up"
+                if connection.name == "local"
+                else "check it: make cluster-status"
+            )
         ) from error
     except (api.errors.UnauthenticatedException, api.errors.ForbiddenException) as error:
         raise ClusterError(
-            f"the master at {connection.master} refuses the user {connection.user!r} with the "
+            f"the master at {connection.master} rejects user {connection.user!r} with the "
             f"password in {connection_file(connection.name)}"
         ) from error
     except api.errors.APIException as error:
-        raise ClusterError(f"the master at {connection.master} answers: {error}") from error
+        raise ClusterError(
+            f"the master at {connection.master} returned an error: {error}"
+        ) from error

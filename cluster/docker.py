@@ -1,4 +1,4 @@
-"""Docker's engine and its compose plugin on this machine, asked through their command lines."""
+"""Docker Engine and its compose plugin on this machine, through their command lines."""
 
 import json
 import os
@@ -9,15 +9,15 @@ from typing import Any
 
 from cluster.errors import ClusterError
 
-# Configurations written inside a compose file.
-_COMPOSE_NEEDED = (2, 23, 1)
+# The first with inline `configs`.
+_MIN_COMPOSE_VERSION = (2, 23, 1)
 
 
 def run(*arguments: str, check: bool = True) -> str:
-    """Run a docker command; return what it printed.
+    """Run a docker command and return its stdout.
 
     Raises:
-        ClusterError: It failed; the message ends with what it said.
+        ClusterError: It failed; the message ends with its stderr.
     """
     process = subprocess.run(["docker", *arguments], capture_output=True, text=True, check=False)
     if check and process.returncode:
@@ -28,14 +28,14 @@ def run(*arguments: str, check: bool = True) -> str:
 
 
 def require_engine() -> None:
-    """See that an engine answers and that compose is new enough.
+    """Check that Docker Engine is running and that compose is new enough.
 
     Raises:
-        ClusterError: One of them is missing; the message says what to install or start.
+        ClusterError: One of them is missing or too old; the message says what to install or start.
     """
     if shutil.which("docker") is None:
         raise ClusterError(
-            "docker is missing. Install Docker's engine and its compose plugin (Debian 13: "
+            "docker is not installed. Install Docker Engine and its compose plugin (Debian 13: "
             "apt install docker.io docker-cli docker-compose docker-buildx)"
         )
     process = subprocess.run(
@@ -46,27 +46,28 @@ def require_engine() -> None:
     )
     if process.returncode:
         raise ClusterError(
-            "Docker's engine does not answer. Start it (systemctl start docker), and see that this "
+            "Docker Engine does not answer. Start it (systemctl start docker), and check that this "
             f"user may use it: {process.stderr.strip()[-500:]}"
         )
     version = run("compose", "version", "--short", check=False).lstrip("v")
     numbers = tuple(
         int(part) for part in version.split("-")[0].split("+")[0].split(".")[:3] if part
     )
-    if numbers < _COMPOSE_NEEDED:
-        needed = ".".join(str(part) for part in _COMPOSE_NEEDED)
+    if numbers < _MIN_COMPOSE_VERSION:
+        required = ".".join(str(part) for part in _MIN_COMPOSE_VERSION)
         raise ClusterError(
-            f"docker compose {version or '(missing)'} is too old; {needed} or newer is needed"
+            f"docker compose {required} or newer is required, found {version or 'none'}: upgrade "
+            "Docker's compose plugin"
         )
 
 
 def has_image(name: str) -> bool:
-    """Whether the engine has an image under this name."""
+    """Return whether Docker has an image of this name."""
     return bool(run("image", "ls", "--quiet", name))
 
 
 def has_gpus() -> bool:
-    """Whether this machine's NVIDIA driver shows GPUs."""
+    """Return whether the NVIDIA driver lists a GPU."""
     if shutil.which("nvidia-smi") is None:
         return False
     listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
@@ -74,22 +75,22 @@ def has_gpus() -> bool:
 
 
 def running_containers(label: str) -> list[dict[str, Any]]:
-    """The running containers with a label, as `docker ps` tells of them."""
+    """Return the running containers with a label, as `docker ps` lists them."""
     rows = run("ps", "--filter", f"label={label}", "--format", "{{json .}}")
     return [json.loads(row) for row in rows.splitlines()]
 
 
 def compose(arguments: Sequence[str], *, folder: str, variables: Mapping[str, str]) -> None:
-    """Run a compose command with its own progress on the terminal.
+    """Run a compose command, with its output on the terminal.
 
     Raises:
-        ClusterError: It failed; what it said is on the terminal.
+        ClusterError: It failed; its output on the terminal says why.
     """
     process = subprocess.run(
         ["docker", "compose", *arguments], cwd=folder, env={**os.environ, **variables}, check=False
     )
     if process.returncode:
         raise ClusterError(
-            f"docker compose {arguments[0]} failed; the lines above say why. More: "
+            f"docker compose {arguments[0]} failed; see the output above. For more: "
             "docker compose logs"
         )

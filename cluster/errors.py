@@ -1,5 +1,5 @@
-"""What goes wrong between this machine and a cluster, in words for whoever typed the command."""
+"""The error that cluster commands print without a traceback."""
 
 
 class ClusterError(Exception):
-    """A command cannot do what was asked; the message says why and what to do."""
+    """A command failed; the message says why and what to do."""

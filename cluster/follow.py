@@ -1,4 +1,4 @@
-"""Follows an experiment until it ends: its trials' logs, their states, and how it ended."""
+"""Follows an experiment until it ends: prints trials' logs and states, and the result."""
 
 import datetime
 import threading
@@ -11,71 +11,71 @@ from determined.experimental import Determined
 from determined.experimental.client import ExperimentState
 from rich.console import Console
 
-from cluster.connection import MasterConnection, explained
+from cluster.connection import MasterConnection, translate_errors
 from cluster.errors import ClusterError
 from cocodata.text import duration
 
 _POLL_SECONDS = 2.0
-# A master that restarts is back in seconds; one that is away for longer is worth a person's look.
-_PATIENCE_SECONDS = 300.0
-_ENDED = (
+# A restarting master is back within seconds; after this long, somebody should look at it.
+_MAX_OUTAGE_SECONDS = 300.0
+_FINAL_STATES = (
     ExperimentState.COMPLETED,
     ExperimentState.CANCELED,
     ExperimentState.ERROR,
     ExperimentState.DELETED,
 )
-_TROUBLE = (api.errors.MasterNotFoundException, requests.exceptions.RequestException)
+_CONNECTION_ERRORS = (api.errors.MasterNotFoundException, requests.exceptions.RequestException)
 
 
 def follow(connection: MasterConnection, experiment_id: int, console: Console) -> None:
-    """Print what an experiment does until it ends.
+    """Print an experiment's logs or trial states until it ends.
 
     Raises:
-        ClusterError: It ended in another way than COMPLETED, or its master stayed away.
+        ClusterError: It ended in a state other than COMPLETED, or the master stayed unreachable.
     """
     cluster = connection.login()
-    with explained(connection):
+    with translate_errors(connection):
         experiment = cluster.get_experiment(experiment_id)
     console.print(f"experiment {experiment_id} ({experiment.name}) on {connection.master}")
     started = time.monotonic()
     printers: dict[int, _LogPrinter] = {}
-    shown: dict[int, str] = {}
+    printed: dict[int, str] = {}
     state = None
-    patience = _Patience(console)
+    outage = _Outage(console)
     while True:
         try:
             experiment.reload()
             trials = list(experiment.iter_trials())
-        except _TROUBLE as error:
-            patience.wait_after(error)
+        except _CONNECTION_ERRORS as error:
+            outage.wait_after(error)
             continue
-        patience.answered()
+        outage.end()
         for trial in trials:
-            # The logs of a search's trials at once would be a jumble: only the states are shown.
+            # Logs of several trials would be interleaved, so for a search print only their states.
             single = len(trials) == 1
             if single and trial.id not in printers:
                 printers[trial.id] = _LogPrinter(cluster, trial.id, console)
-            told = _trial_line(trial)
-            if not single and shown.get(trial.id) != told:
-                shown[trial.id] = told
-                console.print(told, highlight=False)
+            line = _trial_line(trial)
+            if not single and printed.get(trial.id) != line:
+                printed[trial.id] = line
+                console.print(line, highlight=False)
         if experiment.state != state:
             state = experiment.state
             assert state is not None
             console.print(f"experiment {experiment_id}: {state.value.removeprefix('STATE_')}")
-        if state in _ENDED:
+        if state in _FINAL_STATES:
             break
         time.sleep(_POLL_SECONDS)
     for printer in printers.values():
         printer.finish()
-    taken = duration(time.monotonic() - started)
+    elapsed = duration(time.monotonic() - started)
     name = state.value.removeprefix("STATE_") if state else "unknown"
     if state is not ExperimentState.COMPLETED:
         raise ClusterError(
-            f"experiment {experiment_id} ended as {name} after {taken}; the logs are above, and "
-            f"in: det -m {connection.master} experiment logs {experiment_id}"
+            f"experiment {experiment_id} ended as {name} after {elapsed}. See the logs above or: "
+            f"det -m {connection.master} experiment logs {experiment_id}"
         )
-    console.print(f"experiment {experiment_id} COMPLETED in {taken}{_best(experiment)}")
+    console.print(f"experiment {experiment_id} COMPLETED in {elapsed}{_best(experiment)}")
 
 
 def _trial_line(trial: object) -> str:
@@ -91,7 +91,7 @@ def _trial_line(trial: object) -> str:
 
 
 def _best(experiment: object) -> str:
-    """The best checkpoint's metric, where there is one."""
+    """Format the best checkpoint and its AP; empty if there is no checkpoint."""
     try:
         best = experiment.list_checkpoints(max_results=1)  # type: ignore[attr-defined]
     except (ValueError, AssertionError, api.errors.APIException):
@@ -103,14 +103,14 @@ def _best(experiment: object) -> str:
     return f"; best checkpoint {best[0].uuid}{value}"
 
 
-class _Patience:
-    """Bears with a master that restarts, and not with one that stays away."""
+class _Outage:
+    """Waits out a master restart, up to a time limit."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._since: float | None = None
 
-    def answered(self) -> None:
+    def end(self) -> None:
         if self._since is not None:
             self._console.print("the master answers again")
         self._since = None
@@ -118,17 +118,19 @@ class _Patience:
     def wait_after(self, error: Exception) -> None:
         if self._since is None:
             self._since = time.monotonic()
-            self._console.print("the master does not answer; trials go on without it; waiting")
-        elif time.monotonic() - self._since > _PATIENCE_SECONDS:
+            self._console.print(
+                "the master does not answer; waiting for it (trials keep running meanwhile)"
+            )
+        elif time.monotonic() - self._since > _MAX_OUTAGE_SECONDS:
             raise ClusterError(
-                f"the master has not answered for {duration(_PATIENCE_SECONDS)} ({error}). The "
-                "experiment may still run: look at the master, then follow it again"
+                f"the master has not answered for {duration(_MAX_OUTAGE_SECONDS)} ({error}). The "
+                "experiment may still be running: check the master, then follow it again"
             ) from error
         time.sleep(_POLL_SECONDS)
 
 
 class _LogPrinter:
-    """Prints a trial's logs as they come, over restarts of the master."""
+    """Prints a trial's logs as they arrive, and reconnects if the master restarts."""
 
     def __init__(self, cluster: Determined, trial_id: int, console: Console) -> None:
         self._session = cluster._session
@@ -141,7 +143,7 @@ class _LogPrinter:
         self._thread.start()
 
     def finish(self) -> None:
-        """Wait for the end of the logs, which may come a little after the trial's."""
+        """Wait for the last logs, which may arrive shortly after the trial has ended."""
         self._ended.set()
         self._thread.join(timeout=15)
 
@@ -156,18 +158,18 @@ class _LogPrinter:
                     timestampAfter=self._last.isoformat() if self._last else None,
                 ):
                     self._print(entry)
-            except (*_TROUBLE, api.errors.APIException):
-                pass  # the next round asks for what this one missed
+            except (*_CONNECTION_ERRORS, api.errors.APIException):
+                pass  # the next round requests what this one missed
             if last_round:
                 return
-            # A stream also ends where a trial is paused: the master is not asked without a rest.
+            # The stream also ends when a trial is paused: do not poll without a break.
             self._ended.wait(_POLL_SECONDS)
 
     def _print(self, entry: bindings.v1TrialLogsResponse) -> None:
         if entry.id in self._seen:
             return
         self._seen.add(entry.id)
-        # Asked for again from a little before: equal times must not lose lines.
+        # The next request overlaps by a second, so as not to lose lines with equal timestamps.
         stamp = datetime.datetime.fromisoformat(entry.timestamp.replace("Z", "+00:00"))
         self._last = stamp - datetime.timedelta(seconds=1)
         text = (entry.log or entry.message).rstrip("\n")

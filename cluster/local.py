@@ -1,4 +1,4 @@
-"""The cluster on this machine: docker-compose.yaml with generated passwords, and its connection."""
+"""The cluster on this machine: runs docker-compose.yaml with generated passwords."""
 
 import os
 import secrets
@@ -16,7 +16,7 @@ from cluster import docker
 from cluster.connection import (
     ROOT,
     MasterConnection,
-    forget_connection,
+    delete_connection,
     save_connection,
     write_secret,
 )
@@ -29,12 +29,12 @@ from tools.versions import read_variables, read_versions, task_image
 _SECRETS = ("DATABASE_PASSWORD", "ADMIN_PASSWORD")
 _HEADER = (
     "# Written by make local-up: versions.env, this machine's settings, and passwords, which are\n"
-    "# made on first use and then kept. Not for the repository.\n"
+    "# generated once and then kept. Do not commit this file.\n"
 )
 
 
 def make_password(length: int = 24) -> str:
-    """A random password that has what Determined asks for: both cases and a digit."""
+    """Generate a password that meets Determined's rules: upper case, lower case and a digit."""
     kinds = (string.ascii_lowercase, string.ascii_uppercase, string.digits)
     while True:
         password = "".join(secrets.choice("".join(kinds)) for _ in range(length))
@@ -44,13 +44,13 @@ def make_password(length: int = 24) -> str:
 
 @dataclass(frozen=True)
 class LocalCluster:
-    """One cluster of containers on this machine.
+    """A cluster of containers on this machine.
 
     Attributes:
-        name: What CLUSTER= calls it.
-        project: Compose's name for its containers, networks and volumes.
-        env_file: The compose file's variables, passwords among them.
-        state: Folder of the checkpoints.
+        name: The value of CLUSTER= for this cluster.
+        project: Compose's project name, the prefix of its containers, networks and volumes.
+        env_file: Variables for the compose file, including the passwords.
+        state: Folder for checkpoints and the cluster's id.
     """
 
     name: str = "local"
@@ -61,17 +61,18 @@ class LocalCluster:
     def up(
         self, console: Console, *, data: Path, agents: int = 1, slots: int = 4, port: int = 8080
     ) -> MasterConnection:
-        """Start it, or bring a running one to these settings; return how to reach it.
+        """Start the cluster, or apply these settings to the running one.
 
         Raises:
-            ClusterError: The engine, an image or the port is missing, or a part does not start.
+            ClusterError: Docker or an image is missing, the port is taken, or a service does not
+                start.
         """
         started = time.monotonic()
         docker.require_engine()
-        self._require_own_database()
+        self._require_database_password()
         image = task_image()
         if not docker.has_image(image):
-            raise ClusterError(f"the task image {image} is not built: make image")
+            raise ClusterError(f"the task image {image} has not been built: make image")
         self._require_port(port)
         (self.state / "checkpoints").mkdir(parents=True, exist_ok=True)
         variables = self._write_env(image, port=port, slots=slots)
@@ -87,34 +88,34 @@ class LocalCluster:
             data=str(data.resolve()),
             versions={str(data.resolve()): version} if (version := _data_version(data)) else {},
         )
-        self._remember_cluster_id()
-        slots_there = wait_for_agents(connection, agents)
+        self._save_cluster_id()
+        total_slots = wait_for_agents(connection, agents)
         set_template(connection, local_template(image, self.state / "checkpoints"))
         file = save_connection(connection)
         console.print(
-            f"The cluster is usable after {time.monotonic() - started:.0f} s: {connection.master}, "
-            f"{agents} agent(s), {slots_there} slots; user admin, password in "
+            f"The cluster is ready after {time.monotonic() - started:.0f} s: {connection.master}, "
+            f"{agents} agent(s), {total_slots} slots; user admin, password in "
             f"{file.relative_to(ROOT)}",
             highlight=False,
         )
         return connection
 
     def down(self, console: Console) -> None:
-        """Stop it; experiments, checkpoints and passwords stay.
+        """Stop the cluster; keep experiments, checkpoints and passwords.
 
         Raises:
-            ClusterError: It was never started, or a part does not stop.
+            ClusterError: It was never started, or a service does not stop.
         """
         docker.require_engine()
         if not self.env_file.is_file():
-            raise ClusterError(f"no cluster was started here: there is no {self.env_file.name}")
+            raise ClusterError(f"no cluster has been started here: {self.env_file.name} is missing")
         cluster_id = self._cluster_id()
         self.compose("down", "--remove-orphans")
         _remove_tasks(cluster_id)
-        console.print("Stopped. make local-up starts it again; make local-destroy removes its data")
+        console.print("Stopped. To start it again: make local-up; to remove it: make local-destroy")
 
     def destroy(self, console: Console) -> None:
-        """Remove it with its database, checkpoints and passwords."""
+        """Remove the cluster with its database, checkpoints and passwords."""
         docker.require_engine()
         if self.env_file.is_file():
             cluster_id = self._cluster_id()
@@ -123,21 +124,21 @@ class LocalCluster:
         if self.state.is_dir():
             _remove_tree(self.state)
         self.env_file.unlink(missing_ok=True)
-        forget_connection(self.name)
-        console.print("Removed: the containers, the database, the checkpoints and the passwords")
+        delete_connection(self.name)
+        console.print("Removed the containers, the database, the checkpoints and the passwords")
 
     def compose(self, *arguments: str) -> None:
-        """Run a compose command on this cluster."""
+        """Run a compose command for this cluster."""
         docker.compose(arguments, folder=str(ROOT), variables=read_variables(self.env_file))
 
     def _cluster_id(self) -> str | None:
-        """What the master calls itself, or did when it last answered; None if it never has."""
-        self._remember_cluster_id()
+        """Return the master's id from when it last answered, or None if it never has."""
+        self._save_cluster_id()
         file = self.state / "cluster_id"
         return file.read_text().strip() if file.is_file() else None
 
-    def _remember_cluster_id(self) -> None:
-        # Its label is on the containers of trials, which must be found without the master too.
+    def _save_cluster_id(self) -> None:
+        # Trials' containers are labelled with it, and must be found even if the master is down.
         port = read_variables(self.env_file).get("MASTER_PORT", "8080")
         try:
             answer = requests.get(f"http://127.0.0.1:{port}/info", timeout=5)
@@ -148,7 +149,7 @@ class LocalCluster:
         (self.state / "cluster_id").write_text(f"{cluster_id}\n")
 
     def _write_env(self, image: str, *, port: int, slots: int) -> dict[str, str]:
-        """Write the compose file's variables; passwords that are there already are kept."""
+        """Write the compose file's variables; keep existing passwords."""
         before = read_variables(self.env_file)
         gpus = docker.has_gpus()
         variables = read_versions()
@@ -166,7 +167,7 @@ class LocalCluster:
         return variables
 
     def _require_port(self, port: int) -> None:
-        """See that the master's port is free, or is this cluster's own."""
+        """Check that the master's port is free or used by this cluster."""
         if docker.running_containers(f"com.docker.compose.project={self.project}"):
             return
         with socket.socket() as probe:
@@ -175,18 +176,19 @@ class LocalCluster:
                 probe.bind(("127.0.0.1", port))
             except OSError as error:
                 raise ClusterError(
-                    f"port {port} on this machine is taken; choose another: make local-up PORT=8090"
+                    f"port {port} on this machine is in use; choose another, such as: "
+                    "make local-up PORT=8090"
                 ) from error
 
-    def _require_own_database(self) -> None:
-        """See that the passwords of a database that exists are still here."""
+    def _require_database_password(self) -> None:
+        """Check that the passwords of an existing database are still here."""
         volume = docker.run(
             "volume", "ls", "--quiet", "--filter", f"name=^{self.project}_database$"
         )
         if volume and not self.env_file.is_file():
             raise ClusterError(
-                f"the database of an earlier cluster is there (volume {volume}), but not its "
-                f"password, which was in {self.env_file.name}. Put that back, or remove the "
+                f"the database of an earlier cluster exists (volume {volume}), but its password, "
+                f"which was in {self.env_file.name}, does not. Restore that file, or delete the "
                 f"database: docker volume rm {volume}"
             )
 
@@ -200,31 +202,31 @@ def _data_version(data: Path) -> str | None:
 
 
 def wait_for_agents(connection: MasterConnection, agents: int, *, seconds: float = 60.0) -> int:
-    """Wait until the master knows this many agents; return their slots.
+    """Wait until this many agents are connected to the master; return their number of slots.
 
     Raises:
-        ClusterError: They did not all come.
+        ClusterError: Not all of them connected in time.
     """
     from determined.common.api import bindings
 
     session = connection.login()._session
     deadline = time.monotonic() + seconds
     while True:
-        known = [agent for agent in bindings.get_GetAgents(session).agents if agent.enabled]
-        if len(known) >= agents:
-            return sum(len(agent.slots or {}) for agent in known)
+        connected = [agent for agent in bindings.get_GetAgents(session).agents if agent.enabled]
+        if len(connected) >= agents:
+            return sum(len(agent.slots or {}) for agent in connected)
         if time.monotonic() > deadline:
             raise ClusterError(
-                f"{len(known)} of {agents} agents reached the master in {seconds:.0f} s: "
-                "docker compose logs agent"
+                f"only {len(connected)} of {agents} agents connected to the master within "
+                f"{seconds:.0f} s. To see why: docker compose logs agent"
             )
         time.sleep(0.5)
 
 
 def _remove_tasks(cluster_id: str | None) -> None:
-    """Remove the containers of a cluster's trials, which outlive their agent to be found again.
+    """Remove the containers of a cluster's trials, which keep running without their agent.
 
-    A trial that was running goes on from its checkpoint when the cluster is started again.
+    When the cluster is started again, those trials resume from their checkpoints.
     """
     if cluster_id is None:
         return
@@ -235,7 +237,7 @@ def _remove_tasks(cluster_id: str | None) -> None:
 
 
 def _remove_tree(folder: Path) -> None:
-    """Remove what trials wrote, which may belong to root."""
+    """Remove a folder with files that trials wrote, possibly as root."""
     if os.access(folder, os.W_OK) and os.getuid() == 0:
         shutil.rmtree(folder)
         return

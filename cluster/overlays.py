@@ -1,8 +1,8 @@
-"""Overlays: small YAML files that change an experiment's configuration for a purpose.
+"""Overlays: small YAML files of changes to an experiment's configuration.
 
-Determined's command line takes changes as `--config key.inner=value`. An overlay is a file of such
-changes, and this module writes them out, so that the same overlay works with `make` and by hand.
-Determined merges every mapping; one that must replace what is there is set to null first.
+This module converts them into Determined's `--config key.inner=value` arguments, so that the same
+overlay works with `make` and with `det`. Determined merges mappings; a mapping that must replace
+the existing one is set to null first.
 """
 
 import sys
@@ -17,7 +17,7 @@ from experiments.settings.experiment import ConfigError, apply_overlay, names_it
 
 
 def overlay_arguments(files: Sequence[Path]) -> list[str]:
-    """The `--config` arguments of overlays, of which a later one changes those before it.
+    """Return the `--config` arguments for overlays; later ones override earlier ones.
 
     Raises:
         ClusterError: A file is missing or is not a mapping.
@@ -32,10 +32,10 @@ def overlay_arguments(files: Sequence[Path]) -> list[str]:
 
 
 def config_arguments(changes: Mapping[str, Any]) -> list[str]:
-    """`--config` arguments that make nested changes.
+    """Return the `--config` arguments for nested changes.
 
     Raises:
-        ClusterError: A value cannot be written in that form.
+        ClusterError: A key or value cannot be expressed as an argument.
     """
     return [part for key, value in _flatten(changes, "") for part in ("--config", f"{key}={value}")]
 
@@ -43,24 +43,27 @@ def config_arguments(changes: Mapping[str, Any]) -> list[str]:
 def _flatten(changes: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
     for key, value in changes.items():
         if "." in str(key):
-            raise ClusterError(f"{prefix}{key}: a key with a dot cannot be given on a command line")
+            raise ClusterError(
+                f"{prefix}{key}: a key that contains a dot cannot be set on the command line; put "
+                "it in the experiment's own file"
+            )
         if isinstance(value, Mapping) and value:
             if names_its_kind(str(key), value):
                 yield f"{prefix}{key}", "null"
             yield from _flatten(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", _written(f"{prefix}{key}", value)
+            yield f"{prefix}{key}", _to_yaml(f"{prefix}{key}", value)
 
 
-def _written(key: str, value: Any) -> str:
-    """A value as Determined's command line reads it: YAML on one line."""
+def _to_yaml(key: str, value: Any) -> str:
+    """Format a value as one line of YAML, which is how `det` parses it."""
     if not isinstance(value, str):
-        # Not JSON, whose 1e-05 is a text in YAML.
+        # Not JSON: its 1e-05 is a string in YAML.
         dumped = yaml.safe_dump(value, default_flow_style=True, width=sys.maxsize)
         return dumped.removesuffix("...\n").strip()
     if "," in value or value.startswith(("[", "{")) or yaml.safe_load(value) != value:
         raise ClusterError(
-            f"{key}: the text {value!r} cannot be given on a command line, which reads it as "
-            "something else; put it in the experiment's own file"
+            f"{key}: the string {value!r} cannot be passed on the command line, where it would be "
+            "parsed as something else; put it in the experiment's own file"
         )
     return value

@@ -1,4 +1,4 @@
-"""Submits an experiment with Determined's own command line."""
+"""Submits an experiment with Determined's command line."""
 
 import os
 import re
@@ -25,19 +25,19 @@ from experiments.settings.hparams import HParamError
 
 
 def load_submittable_config(config: Path, arguments: Sequence[str]) -> dict[str, Any]:
-    """See that the trial will take an experiment's settings, before anything is submitted.
+    """Validate an experiment's configuration with its changes, before it is submitted.
 
-    Of a search only the file and its length are looked at: its trials refuse values of their own.
+    For a search, only the file and its length are checked; trials check the values they are given.
 
     Returns:
-        The experiment's configuration with its changes.
+        The configuration with the changes applied.
 
     Raises:
-        ClusterError: A setting is refused; the message lists all that are.
+        ClusterError: A setting is invalid; the message lists all invalid settings.
     """
     changes = arguments[1::2]  # each after its --config
     try:
-        content = _changed(config, changes)
+        content = _apply_changes(config, changes)
         if (content.get("searcher") or {}).get("name") == "single":
             parse_config(content)
         else:
@@ -47,15 +47,15 @@ def load_submittable_config(config: Path, arguments: Sequence[str]) -> dict[str,
     return content
 
 
-def _changed(config: Path, changes: Sequence[str]) -> dict[str, Any]:
+def _apply_changes(config: Path, changes: Sequence[str]) -> dict[str, Any]:
     content = read_yaml(config)
     try:
         return dict(ntsc.parse_config_overrides(content, changes))
     except TypeError as error:
-        # All that Determined says where it cannot merge them.
+        # Determined raises a bare TypeError if it cannot merge them.
         raise ConfigError(
-            "a change puts a mapping where the file has a plain value, which --config cannot do: "
-            "write it into a copy of the file"
+            "a change replaces a plain value with a mapping, which --config cannot do: edit a copy "
+            "of the file instead"
         ) from error
 
 
@@ -64,23 +64,23 @@ def submit(connection: MasterConnection, config: Path, arguments: Sequence[str])
 
     Args:
         connection: The cluster.
-        config: The experiment's file.
-        arguments: Changes to it: `--config` and `key.inner=value` in turn.
+        config: The experiment's configuration file.
+        arguments: Changes to it, as alternating `--config` and `key.inner=value`.
 
     Raises:
-        ClusterError: The file is missing or unsound, the cluster is too small for it, or the
-            master refuses the experiment.
+        ClusterError: The file is missing or invalid, the cluster is too small, or the master
+            rejects the experiment.
     """
     content = load_submittable_config(config, arguments)
     slots = (content.get("resources") or {}).get("slots_per_trial", 1)
-    if isinstance(slots, int):  # what is no number, the master refuses with its own words
+    if isinstance(slots, int):  # the master rejects anything else
         require_capacity(connection, slots)
-    # This interpreter's own det, whatever is on the PATH.
+    # Not the `det` on the PATH, which may belong to another environment.
     command = [sys.executable, "-m", "determined.cli", "experiment", "create"]
     command += [str(config), str(ROOT), "--template", connection.template, *arguments]
     commit = provenance.commit()
     if commit is not None:
-        # The files that go along have no history: the report reads the commit from here.
+        # The submitted files have no Git history; the report reads the commit from this label.
         command += config_arguments({"labels": [f"commit:{commit}"]})
     run = subprocess.run(
         command,
@@ -91,6 +91,6 @@ def submit(connection: MasterConnection, config: Path, arguments: Sequence[str])
     )
     created = re.search(r"Created experiment (\d+)", run.stdout)
     if run.returncode or created is None:
-        said = (run.stderr.strip() or run.stdout.strip()).splitlines()
-        raise ClusterError("the experiment was not accepted:\n" + "\n".join(said[-20:]))
+        output = (run.stderr.strip() or run.stdout.strip()).splitlines()
+        raise ClusterError("the master rejected the experiment:\n" + "\n".join(output[-20:]))
     return int(created[1])

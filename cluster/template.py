@@ -1,7 +1,7 @@
-"""Determined's template: what belongs to a cluster and not to an experiment.
+"""Determined's template: settings of a cluster rather than of an experiment.
 
-The image that trials run in, and where checkpoints go. An experiment is submitted with the
-template's name, and what its own file says goes before what the template says.
+These are the task image and the checkpoint storage. Experiments are submitted with the template's
+name; their own settings override the template's.
 """
 
 from collections.abc import Mapping
@@ -10,11 +10,11 @@ from typing import Any
 
 from determined.common.api import bindings
 
-from cluster.connection import MasterConnection, explained
+from cluster.connection import MasterConnection, translate_errors
 
 
 def local_template(image: str, checkpoints: Path) -> dict[str, Any]:
-    """The template of the cluster on this machine."""
+    """Return the template for the cluster on this machine."""
     return {
         "environment": {"image": image},
         "checkpoint_storage": {
@@ -28,13 +28,13 @@ def local_template(image: str, checkpoints: Path) -> dict[str, Any]:
 
 
 def set_template(connection: MasterConnection, content: Mapping[str, Any]) -> None:
-    """Write the connection's template on its master, new or over the one there.
+    """Create or replace the cluster's template on its master.
 
     Raises:
-        ClusterError: The master refuses it.
+        ClusterError: The master rejects it.
     """
     session = connection.login()._session
-    with explained(connection):
+    with translate_errors(connection):
         workspaces = bindings.get_GetWorkspaces(session, name="Uncategorized").workspaces
         bindings.put_PutTemplate(
             session,

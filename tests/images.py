@@ -1,4 +1,4 @@
-"""Images of containers that tests need and do not build."""
+"""Container images that tests need but do not build."""
 
 import subprocess
 
@@ -6,10 +6,10 @@ from cluster import docker
 
 
 def why_missing(image: str) -> str | None:
-    """Return why an image cannot be had, or None where it is here now, pulled if need be."""
+    """Pull an image if it is missing; return why that failed, or None if the image is here."""
     if docker.has_image(image):
         return None
     pull = ["docker", "pull", "--quiet", image]
     if subprocess.run(pull, capture_output=True, check=False).returncode == 0:
         return None
-    return f"the image {image} is not here and cannot be pulled"
+    return f"image {image} is missing and cannot be pulled"

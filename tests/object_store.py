@@ -1,4 +1,4 @@
-"""An S3-compatible object store for tests: Versity's gateway over a volume, in a container."""
+"""An S3-compatible object store for tests: versitygw in a container."""
 
 import contextlib
 import secrets
@@ -26,7 +26,7 @@ class ObjectStore:
 
     @property
     def config(self) -> dict[str, Any]:
-        """What an experiment's checkpoint_storage names it by."""
+        """The checkpoint_storage section of an experiment that uses this store."""
         return {
             "type": "s3",
             "bucket": self.bucket,
@@ -50,7 +50,7 @@ class ObjectStore:
         )
 
     def wait(self, seconds: float = 30) -> None:
-        """Wait until it answers, and make the bucket."""
+        """Wait until the store answers, and create the bucket."""
         deadline = time.monotonic() + seconds
         while True:
             try:
@@ -65,18 +65,18 @@ class ObjectStore:
 
 @contextlib.contextmanager
 def object_store(network: str, address: str = "") -> Iterator[ObjectStore]:
-    """Run a store on a network of the engine, and remove it with all that it holds.
+    """Run a store on a Docker network; remove it with its contents at exit.
 
     Args:
-        network: The network's name.
-        address: Its address there; empty takes any that is free.
+        network: Name of the network.
+        address: The store's address in it; empty for any free one.
     """
     access, secret = secrets.token_hex(8), secrets.token_hex(16)
     name = f"test-object-store-{access}"
     command = ["docker", "run", "--detach", f"--name={name}", f"--network={network}"]
     command += [f"--ip={address}"] if address else []
     command += [f"--env=ROOT_ACCESS_KEY={access}", f"--env=ROOT_SECRET_KEY={secret}"]
-    # On a file system with extended attributes.
+    # A volume, because the store needs a file system with extended attributes.
     command += ["--volume=/objects", IMAGE, "posix", "/objects"]
     subprocess.run(command, check=True, capture_output=True)
     try:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cluster.connection import MasterConnection, explained
+from cluster.connection import MasterConnection, translate_errors
 from cluster.errors import ClusterError
 from cluster.report.collecting import collect_cluster, collect_experiments
 from cluster.report.document import readme
@@ -40,7 +40,7 @@ def write_report(connection: MasterConnection, numbers: Sequence[int], out: Path
     """
     require_replaceable(out)
     session = connection.login()._session
-    with explained(connection):
+    with translate_errors(connection):
         cluster = collect_cluster(session, connection.name)
         experiments = collect_experiments(session, cluster, numbers)
     return write_folder(cluster, experiments, out)

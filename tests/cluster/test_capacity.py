@@ -1,4 +1,4 @@
-"""Which trials a cluster can place: Determined's own rule."""
+"""Which trials a cluster can schedule, compared with Determined's own rule."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -12,24 +12,24 @@ from cluster.capacity import require_capacity, trial_sizes
 from cluster.errors import ClusterError
 
 
-def placed(agents: list[int], wanted: int) -> bool:
-    """Determined 0.38.1's fitting on idle agents, step by step."""
-    if any(agent >= wanted for agent in agents):
+def master_can_schedule(agents: list[int], requested: int) -> bool:
+    """Apply Determined 0.38.1's fitting algorithm to idle agents."""
+    if any(agent >= requested for agent in agents):
         return True
     for slots in sorted({*agents} - {0}, reverse=True):
         available = slots * agents.count(slots)
-        if available >= wanted and wanted % slots == 0:
+        if available >= requested and requested % slots == 0:
             return True
     return False
 
 
 @given(st.lists(st.integers(0, 8), max_size=6), st.integers(1, 50))
-def test_a_size_is_possible_where_the_master_finds_a_place(agents: list[int], wanted: int) -> None:
-    assert (wanted in trial_sizes(agents)) == placed(agents, wanted)
+def test_trial_sizes_match_the_masters_scheduling(agents: list[int], requested: int) -> None:
+    assert (requested in trial_sizes(agents)) == master_can_schedule(agents, requested)
 
 
-class _Cluster:
-    """A connection whose master knows agents with so many slots each."""
+class _Connection:
+    """Stands in for a MasterConnection."""
 
     name, master = "main", "https://10.0.0.1:8443"
 
@@ -43,16 +43,16 @@ def _with_agents(monkeypatch: pytest.MonkeyPatch, *agents: tuple[int, bool]) -> 
         for slots, enabled in agents
     ]
     monkeypatch.setattr(bindings, "get_GetAgents", lambda session: SimpleNamespace(agents=known))
-    return _Cluster()
+    return _Connection()
 
 
-def test_a_trial_that_would_wait_for_ever_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_that_could_never_run_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = _with_agents(monkeypatch, (1, True), (1, True), (1, True), (4, False))
     require_capacity(cluster, 3)
     with pytest.raises(ClusterError, match=r"is 4, .* 3 with 1.*Possible: 1, 2, 3\."):
         require_capacity(cluster, 4)
 
 
-def test_a_cluster_without_agents_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ClusterError, match="no agent is connected"):
+def test_a_cluster_without_agents_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ClusterError, match="no enabled agent is connected"):
         require_capacity(_with_agents(monkeypatch, (2, False)), 1)

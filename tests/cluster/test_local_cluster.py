@@ -1,4 +1,4 @@
-"""The cluster on this machine, without an engine: passwords, files, messages."""
+"""The cluster on this machine, tested without Docker: passwords, files, error messages."""
 
 import socket
 import stat
@@ -40,18 +40,18 @@ def connection_to(port: int, **changes: Any) -> MasterConnection:
     return MasterConnection(**{**content, **changes})
 
 
-def test_passwords_satisfy_determined_and_differ() -> None:
-    made = {make_password() for _ in range(50)}
-    assert len(made) == 50
-    for password in made:
+def test_passwords_meet_determineds_rules_and_differ() -> None:
+    passwords = {make_password() for _ in range(50)}
+    assert len(passwords) == 50
+    for password in passwords:
         assert len(password) >= 24
         assert any(c.islower() for c in password)
         assert any(c.isupper() for c in password)
         assert any(c.isdigit() for c in password)
-        assert password.isalnum()  # it stands in YAML and in env files without quotes
+        assert password.isalnum()  # used without quotes in YAML and env files
 
 
-def test_the_env_file_keeps_its_passwords_and_nobody_else_reads_it(local: LocalCluster) -> None:
+def test_the_env_file_keeps_passwords_and_is_private(local: LocalCluster) -> None:
     first = local._write_env("image:1", port=8080, slots=4)
     again = local._write_env("image:2", port=8081, slots=2)
     assert stat.S_IMODE(local.env_file.stat().st_mode) == 0o600
@@ -65,8 +65,8 @@ def test_the_env_file_keeps_its_passwords_and_nobody_else_reads_it(local: LocalC
         assert name == "TASK_IMAGE" or again[name] == value
 
 
-def test_the_compose_file_gets_every_variable_and_no_other_way_in(local: LocalCluster) -> None:
-    """Each variable without a default is in the env file; the only published port is loopback's."""
+def test_the_compose_file_has_all_variables_and_no_open_port(local: LocalCluster) -> None:
+    """The env file sets each variable without a default; only loopback ports are published."""
     text = (ROOT / "docker-compose.yaml").read_text()
     variables = local._write_env("image:1", port=8080, slots=4)
     needed = {part.split(":?")[0] for part in text.split("${")[1:] if ":?" in part.split("}")[0]}
@@ -83,34 +83,34 @@ def test_the_compose_file_gets_every_variable_and_no_other_way_in(local: LocalCl
     )
 
 
-def test_a_taken_port_is_a_message(local: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_port_in_use_is_reported(local: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(docker, "running_containers", lambda label: [])
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        with pytest.raises(ClusterError, match=f"port {port} .* is taken"):
+        with pytest.raises(ClusterError, match=f"port {port} .* is in use"):
             local._require_port(port)
     local._require_port(port)
 
 
-def test_a_database_without_its_password_is_a_message(
+def test_a_database_without_its_password_is_reported(
     local: LocalCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(docker, "run", lambda *arguments: "here_database")
     with pytest.raises(ClusterError, match="docker volume rm here_database"):
-        local._require_own_database()
+        local._require_database_password()
     local.env_file.write_text("DATABASE_PASSWORD=x\n")
-    local._require_own_database()
+    local._require_database_password()
 
 
-def test_no_engine_is_a_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_docker_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ClusterError, match="Install Docker's engine"):
+    with pytest.raises(ClusterError, match="Install Docker Engine"):
         docker.require_engine()
 
 
-def test_connections_are_kept_secret_and_read_back() -> None:
+def test_connections_are_private_and_round_trip() -> None:
     saved = connection_to(8080, versions={"/data/coco": "44c9"}, certificate="/ca.pem")
     file = save_connection(saved)
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
@@ -121,8 +121,8 @@ def test_connections_are_kept_secret_and_read_back() -> None:
         load_connection("here")
 
 
-def test_a_data_set_is_named_by_its_folder_and_version() -> None:
-    """The configured one needs no mount; another lies beside it, under its own name."""
+def test_data_settings_mount_the_data_set_and_pin_its_version() -> None:
+    """The default data set needs no mount; others are its sibling folders."""
     versions = {"/data/coco": "44c9", "/data/shapes": "77aa"}
     connection = connection_to(8080, data="/data/coco", versions=versions)
     assert _data_settings(connection, None) == {"data": {"version": "44c9"}}
@@ -134,15 +134,15 @@ def test_a_data_set_is_named_by_its_folder_and_version() -> None:
         _data_settings(connection, "../shapes")
 
 
-def test_an_unknown_cluster_is_a_message() -> None:
+def test_an_unknown_cluster_is_reported() -> None:
     with pytest.raises(ClusterError, match="make local-up"):
         load_connection("main")
     save_connection(connection_to(8080))
-    with pytest.raises(ClusterError, match="there is: here"):
+    with pytest.raises(ClusterError, match="known: here;"):
         load_connection("main")
 
 
-def test_a_master_that_does_not_answer_is_a_message() -> None:
+def test_a_master_that_does_not_answer_is_reported() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

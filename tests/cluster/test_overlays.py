@@ -1,4 +1,4 @@
-"""Overlays reach Determined's own command line as what they say."""
+"""Overlays survive the trip through Determined's command line."""
 
 import os
 import shlex
@@ -30,7 +30,7 @@ nested = st.dictionaries(names, values | st.dictionaries(names, values, min_size
 
 
 def parsed(arguments: list[str]) -> dict[str, Any]:
-    """What `det experiment create` makes of the arguments."""
+    """Parse arguments as `det experiment create` does."""
     assert arguments[::2] == ["--config"] * (len(arguments) // 2)
     config: dict[str, Any] = ntsc.parse_config_overrides({}, arguments[1::2])
     return config
@@ -38,17 +38,17 @@ def parsed(arguments: list[str]) -> dict[str, Any]:
 
 @given(nested)
 @settings(deadline=None)
-def test_every_change_arrives(changes: dict[str, Any]) -> None:
+def test_changes_round_trip(changes: dict[str, Any]) -> None:
     assert parsed(config_arguments(changes)) == changes
 
 
 @pytest.mark.parametrize("text", ["a,b", "[1]", "{a: 1}", "12", "true", "null", "1e3: x"])
-def test_texts_that_would_arrive_as_something_else_are_refused(text: str) -> None:
+def test_strings_that_would_be_parsed_as_something_else_are_rejected(text: str) -> None:
     with pytest.raises(ClusterError, match=r"hyperparameters\.opt"):
         config_arguments({"hyperparameters": {"opt": text}})
 
 
-def test_files_that_are_no_overlays_are_refused(tmp_path: Path) -> None:
+def test_invalid_overlay_files_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(ClusterError, match="cannot be read"):
         overlay_arguments([tmp_path / "none.yaml"])
     file = tmp_path / "list.yaml"
@@ -63,12 +63,11 @@ def test_files_that_are_no_overlays_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "file", sorted((ROOT / "experiments" / "overlays").glob("*.yaml")), ids=lambda f: f.stem
 )
-def test_the_overlays_of_this_project_arrive(file: Path) -> None:
+def test_this_projects_overlays_round_trip(file: Path) -> None:
     assert parsed(overlay_arguments([file])) == yaml.safe_load(file.read_text())
 
 
-def test_overlays_are_printed_for_a_person_who_set_no_path() -> None:
-    """As the README has it: nothing but the environment's Python."""
+def test_the_overlay_command_works_without_pythonpath() -> None:
     file = "experiments/overlays/mini.yaml"
     variables = {name: text for name, text in os.environ.items() if name != "PYTHONPATH"}
     run = subprocess.run(
@@ -82,14 +81,14 @@ def test_overlays_are_printed_for_a_person_who_set_no_path() -> None:
     assert parsed(shlex.split(run.stdout)) == yaml.safe_load((ROOT / file).read_text())
 
 
-def test_a_search_must_have_the_length_of_its_trials() -> None:
+def test_the_length_of_a_search_must_match_its_trials() -> None:
     file = ROOT / "experiments/adaptive.yaml"
     load_submittable_config(file, [])
     change = ["--config", "hyperparameters.epochs=40"]
     with pytest.raises(ClusterError, match=r"max_time: is 70, but .* 50 .*write max_time: 50"):
         load_submittable_config(file, change)
     load_submittable_config(file, [*change, "--config", "searcher.max_time=50"])
-    # Counted in batches, its length is not to be known here.
+    # In batches, its length depends on the data set, which is unknown here.
     load_submittable_config(file, [*change, "--config", "searcher.time_metric=batches"])
     shorter = ["--config", "hyperparameters.epochs=3", "--config", "searcher.max_time=13"]
     load_submittable_config(file, [*shorter, "--config", "hyperparameters.warmup_epochs=0"])
@@ -98,7 +97,7 @@ def test_a_search_must_have_the_length_of_its_trials() -> None:
     load_submittable_config(file, overlays)
 
 
-def test_a_search_may_choose_the_length(tmp_path: Path) -> None:
+def test_a_search_may_choose_the_number_of_epochs(tmp_path: Path) -> None:
     content = yaml.safe_load((ROOT / "experiments/adaptive.yaml").read_text())
     content["hyperparameters"]["epochs"] = {"type": "int", "minval": 10, "maxval": 60}
     file = tmp_path / "search.yaml"
@@ -106,7 +105,9 @@ def test_a_search_may_choose_the_length(tmp_path: Path) -> None:
     load_submittable_config(file, [])
 
 
-def test_a_change_that_determined_cannot_merge_is_explained() -> None:
+def test_a_change_that_determined_cannot_merge_is_reported() -> None:
     change = ["--config", "hyperparameters.lr.type=log"]
-    with pytest.raises(ClusterError, match=r"const\.yaml: a change puts a mapping where"):
+    with pytest.raises(
+        ClusterError, match=r"const\.yaml: a change replaces a plain value with a mapping"
+    ):
         load_submittable_config(ROOT / "experiments/const.yaml", change)

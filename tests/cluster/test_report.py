@@ -17,8 +17,8 @@ from cluster.report.folder import write_folder
 from cluster.report.records import ExperimentRecord
 from cluster.report.search import TrialOutcome, searched_trials
 from cluster.report.speed import scaling, training_speed
-from tests.cluster.master import Experiment, Master, Trial
-from tests.cluster.recorded import (
+from tests.cluster.fake_master import Experiment, FakeMaster, Trial
+from tests.cluster.sample_experiments import (
     CLUSTER,
     CONST,
     DISTRIBUTED,
@@ -305,7 +305,7 @@ def test_numbers_of_experiments() -> None:
 
 def test_unknown_experiments_are_all_named() -> None:
     with pytest.raises(ClusterError, match="no experiment 7, 8;"):
-        collect_experiments(Master([CONST]), CLUSTER, [7, 1, 8])
+        collect_experiments(FakeMaster([CONST]), CLUSTER, [7, 1, 8])
 
 
 def test_experiments_without_losses_are_all_named() -> None:
@@ -327,7 +327,7 @@ def test_a_master_that_breaks_off_is_told_of(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_metrics_of_many_trials_come_in_few_requests() -> None:
     trials = [Trial(number, training=[(1, 1, 1.0, trained(1, 1))]) for number in range(1, 251)]
-    master = Master([dataclasses.replace(search(), trials=trials)])
+    master = FakeMaster([dataclasses.replace(search(), trials=trials)])
     collect_experiments(master, CLUSTER, [3])
     assert sum(path.endswith("validation_metrics") for path in master.requests) == 3
     assert sum(path.endswith("training_metrics") for path in master.requests) == 1

@@ -1,4 +1,4 @@
-"""Images out of an offline bundle, on a real engine."""
+"""Images in an offline bundle, saved and loaded with a real Docker Engine."""
 
 import io
 import runpy
@@ -26,7 +26,7 @@ def bundle() -> dict[str, Any]:
 
 @pytest.fixture
 def image() -> Iterator[str]:
-    """A small image under a name of its own."""
+    """Create a small image with a unique name."""
     name = f"test-bundle/image:{secrets.token_hex(4)}"
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w") as tar:
@@ -39,27 +39,27 @@ def image() -> Iterator[str]:
     subprocess.run(["docker", "rmi", "--force", name], capture_output=True, check=False)
 
 
-def identity(image: str) -> str:
+def image_id(image: str) -> str:
     command = ["docker", "image", "inspect", "--format={{.Id}}", image]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
-def test_images_go_into_a_bundle_and_come_out(
+def test_images_round_trip_through_a_bundle(
     bundle: dict[str, Any], image: str, tmp_path: Path
 ) -> None:
-    before = identity(image)
+    before = image_id(image)
     (tmp_path / "images").mkdir()
     bundle["save_images"].__globals__["images"] = lambda: [image]
     bundle["save_images"](tmp_path / "images")
     assert len(bundle["write_manifest"](tmp_path)) == 1
     subprocess.run(["docker", "rmi", image], check=True, capture_output=True)
-    assert identity(image) == ""
+    assert image_id(image) == ""
 
     bundle["load"](tmp_path)
-    assert identity(image) == before
+    assert image_id(image) == before
 
 
-def test_a_damaged_bundle_is_refused(bundle: dict[str, Any], image: str, tmp_path: Path) -> None:
+def test_a_damaged_bundle_is_rejected(bundle: dict[str, Any], image: str, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     bundle["save_images"].__globals__["images"] = lambda: [image]
     bundle["save_images"](tmp_path / "images")
@@ -72,7 +72,7 @@ def test_a_damaged_bundle_is_refused(bundle: dict[str, Any], image: str, tmp_pat
         bundle["load"](tmp_path)
 
 
-def test_an_image_that_is_not_here_is_named(bundle: dict[str, Any], tmp_path: Path) -> None:
+def test_a_missing_image_is_reported(bundle: dict[str, Any], tmp_path: Path) -> None:
     bundle["save_images"].__globals__["images"] = lambda: ["test-bundle/none:0"]
     with pytest.raises(bundle["BundleError"], match="test-bundle/none:0 could not be saved"):
         bundle["save_images"](tmp_path)

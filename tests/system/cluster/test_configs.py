@@ -1,4 +1,4 @@
-"""The three experiments, as they are submitted by make, on a real master."""
+"""The three experiments, submitted to a real master as `make` does."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ from experiments.evaluation.inference import evaluation_input
 from experiments.evaluation.loop import evaluate_detector
 from tests.experiments import launched
 from tests.experiments.training.test_resume import COMPARABLE
-from tests.system.cluster.testing import PERIODS, TestCluster
+from tests.system.cluster.real_cluster import PERIODS, RealCluster
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 
@@ -26,8 +26,8 @@ def losses(reports: list[dict[str, float]]) -> list[float]:
     return [entry["loss"] for entry in reports][:20]
 
 
-def test_const_is_the_run_without_a_cluster(cluster: TestCluster, tmp_path: Path) -> None:
-    """The same numbers to the last bit: metrics and weights."""
+def test_const_equals_a_run_without_a_cluster(cluster: RealCluster, tmp_path: Path) -> None:
+    """The metrics are bitwise equal."""
     experiment = cluster.submit("const")
     cluster.wait(experiment)
     trial = cluster.trial(experiment)
@@ -45,25 +45,25 @@ def test_const_is_the_run_without_a_cluster(cluster: TestCluster, tmp_path: Path
             assert {k: there[k] for k in shared} == {k: entry[k] for k in shared}
 
 
-def test_ranks_give_the_losses_of_one_process(cluster: TestCluster, tmp_path: Path) -> None:
-    """Four ranks of one agent through Horovod, two each of two agents through torch."""
+def test_four_ranks_have_the_losses_of_one_process(cluster: RealCluster, tmp_path: Path) -> None:
+    """With Horovod on one agent, and with torch.distributed on two agents of two slots."""
     short = {"hyperparameters": COMPARABLE}
     one = cluster.submit("const", **short)
     horovod = cluster.submit("distributed", **short)
     cluster.wait(one)
     cluster.wait(horovod)
-    cluster.shape(agents=2, slots=2)
-    over_two = cluster.submit("distributed", entrypoint=TORCH, **short)
-    cluster.wait(over_two)
+    cluster.resize(agents=2, slots=2)
+    two_agents = cluster.submit("distributed", entrypoint=TORCH, **short)
+    cluster.wait(two_agents)
     expected = losses(cluster.reports(cluster.trial(one), "training"))
     assert len(expected) == 20
-    for many in (horovod, over_two):
-        got = losses(cluster.reports(cluster.trial(many), "training"))
-        assert got == pytest.approx(expected, rel=1e-4)
+    for experiment in (horovod, two_agents):
+        actual = losses(cluster.reports(cluster.trial(experiment), "training"))
+        assert actual == pytest.approx(expected, rel=1e-4)
 
 
-def test_an_adaptive_search(cluster: TestCluster) -> None:
-    """Eight trials, some stopped early; the best one's checkpoint has the AP that it reported."""
+def test_an_adaptive_search(cluster: RealCluster) -> None:
+    """Eight trials, some stopped early; the best one's checkpoint reproduces its reported AP."""
     experiment = cluster.submit(
         "adaptive",
         resources={"slots_per_trial": 1},
@@ -99,14 +99,14 @@ def best_ap(trial: Trial) -> float:
     return max(entry.metrics["AP"] for entry in trial.iter_metrics("validation"))
 
 
-def train(cluster: TestCluster, *changes: str) -> subprocess.CompletedProcess[str]:
+def train(cluster: RealCluster, *changes: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "cluster", "train", "experiments/const.yaml"]
     command += ["--cluster", cluster.connection.name]
     command += [part for change in changes for part in ("--config", change)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
 
 
-def test_a_setting_that_is_refused_is_not_submitted(cluster: TestCluster) -> None:
+def test_an_invalid_setting_is_not_submitted(cluster: RealCluster) -> None:
     before = len(cluster.master.list_experiments())
     run = train(cluster, "hyperparameters.lr=-1")
     assert run.returncode == 1
@@ -115,8 +115,8 @@ def test_a_setting_that_is_refused_is_not_submitted(cluster: TestCluster) -> Non
     assert len(cluster.master.list_experiments()) == before
 
 
-def test_an_experiment_that_fails_is_told(cluster: TestCluster) -> None:
-    """The log with the reason, and an exit status that says so."""
+def test_a_failed_experiment_is_reported(cluster: RealCluster) -> None:
+    """The output has the log with the reason, and the exit status is 1."""
     run = train(cluster, "data.version=another", "max_restarts=0")
     assert run.returncode == 1, run.stdout + run.stderr
     assert "the experiment is for another" in run.stdout.replace("\n", " ")

@@ -1,10 +1,9 @@
-"""Parts of a running cluster are killed, and the trial ends as if nothing had happened."""
+"""Trials survive faults in a cluster, and end as if nothing had happened."""
 
 import contextlib
 import os
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +17,25 @@ from experiments.checkpoints.contents import verify_digests
 from tests import object_store as object_stores
 from tests.experiments import launched
 from tests.images import why_missing
-from tests.system.cluster.testing import TestCluster
+from tests.system.cluster.real_cluster import RealCluster
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 
-# 48 images in batches of 8, an epoch of cooldown: 120 batches.
+# 48 images in batches of 8, and one epoch of cooldown: 120 batches.
 LENGTH: dict[str, Any] = {"hyperparameters": {"epochs": 19}}
 FAULT_AT = 30
 
 
 @pytest.fixture(scope="module")
-def undisturbed(cluster: TestCluster) -> tuple[dict[str, Any], list[Any], list[Any]]:
-    """Weights and metrics of a run that nothing happened to."""
+def undisturbed(cluster: RealCluster) -> tuple[dict[str, Any], list[Any], list[Any]]:
+    """Weights and metrics of a run without a fault."""
     experiment = cluster.submit("const", **LENGTH)
     cluster.wait(experiment)
     return outcome(cluster, cluster.trial(experiment))
 
 
 def outcome(
-    cluster: TestCluster, trial: Trial, storage: Path | None = None
+    cluster: RealCluster, trial: Trial, storage: Path | None = None
 ) -> tuple[dict[str, Any], list[Any], list[Any]]:
     return (
         cluster.final_state(trial, storage),
@@ -45,52 +44,50 @@ def outcome(
     )
 
 
-def begin(cluster: TestCluster, **changes: Any) -> tuple[Experiment, Trial]:
-    """A run that has passed a checkpoint."""
+def start(cluster: RealCluster, **changes: Any) -> tuple[Experiment, Trial]:
+    """Start a run and wait until it has saved a checkpoint."""
     experiment = cluster.submit("const", **LENGTH, **changes)
     trial = cluster.trial(experiment)
     cluster.wait_for_batch(trial, FAULT_AT)
     return experiment, trial
 
 
-def pause(cluster: TestCluster, experiment: Experiment) -> None:
+def pause(cluster: RealCluster, experiment: Experiment) -> None:
     experiment.pause()
     cluster.wait_for_state(experiment, ExperimentState.PAUSED)
 
 
-def resume(cluster: TestCluster, experiment: Experiment, trial: Trial, fault: str) -> None:
-    """Let a paused run go on to its end, and note how long its next report took."""
+def resume(cluster: RealCluster, experiment: Experiment, trial: Trial, fault: str) -> None:
+    """Resume a paused run, wait until it ends, and record how long it took to recover."""
     experiment.activate()
-    back = time.time()
+    resumed = time.time()
     cluster.wait(experiment)
-    cluster.recovered(trial, fault, back)
+    cluster.record_recovery(trial, fault, resumed)
 
 
 def assert_undisturbed(
-    cluster: TestCluster,
+    cluster: RealCluster,
     trial: Trial,
     undisturbed: tuple[dict[str, Any], list[Any], list[Any]],
     storage: Path | None = None,
 ) -> None:
-    """The same weights and metrics to the last bit, each metric once, and nothing left running."""
+    """Check that weights and metrics are bitwise equal and that no container is left."""
     state, training, validation = outcome(cluster, trial, storage)
     assert launched.differences(state, undisturbed[0]) == []
     assert training == undisturbed[1]
     assert validation == undisturbed[2]
-    # The collection of the experiment's checkpoints may be at work.
+    # Checkpoint garbage collection may still be running.
     deadline = time.monotonic() + 120
     while cluster.task_containers() and time.monotonic() < deadline:
         time.sleep(1)
     assert cluster.task_containers() == []
 
 
-@contextlib.contextmanager
-def stopped(cluster: TestCluster, service: str, seconds: float) -> Iterator[None]:
-    """Kill a service's container, and bring it back after a while."""
+def kill_and_restart(cluster: RealCluster, service: str, seconds: float) -> None:
+    """Kill a service's container, and start it again after a delay."""
     cluster.docker("kill", cluster.container(service))
     try:
         time.sleep(seconds)
-        yield
     finally:
         cluster.docker("start", cluster.container(service))
 
@@ -107,34 +104,33 @@ def stopped(cluster: TestCluster, service: str, seconds: float) -> Iterator[None
         ("database", 0),
     ],
 )
-def test_a_part_is_killed_and_comes_back(
-    service: str, seconds: float, cluster: TestCluster, undisturbed: Any
+def test_a_killed_service_is_restarted(
+    service: str, seconds: float, cluster: RealCluster, undisturbed: Any
 ) -> None:
-    experiment, trial = begin(cluster)
-    with stopped(cluster, service, seconds):
-        pass
-    back = time.time()
+    experiment, trial = start(cluster)
+    kill_and_restart(cluster, service, seconds)
+    restarted = time.time()
     cluster.wait(experiment)
-    cluster.recovered(trial, f"{service} killed, back after {seconds:.0f} s", back)
+    cluster.record_recovery(trial, f"{service} killed, back after {seconds:.0f} s", restarted)
     assert_undisturbed(cluster, trial, undisturbed)
 
 
-def test_paused_and_resumed(cluster: TestCluster, undisturbed: Any) -> None:
-    experiment, trial = begin(cluster)
+def test_a_trial_is_paused_and_resumed(cluster: RealCluster, undisturbed: Any) -> None:
+    experiment, trial = start(cluster)
     pause(cluster, experiment)
     resume(cluster, experiment, trial, "paused and resumed")
     assert_undisturbed(cluster, trial, undisturbed)
 
 
-def test_the_cluster_is_stopped_and_started(cluster: TestCluster, undisturbed: Any) -> None:
-    """Under a trial: its container goes too, and the trial goes on when all is there again."""
-    experiment, trial = begin(cluster)
-    # Not even the master is there to be asked for its trials.
+def test_the_cluster_is_stopped_and_started(cluster: RealCluster, undisturbed: Any) -> None:
+    """Its trial's container is removed too, and the trial resumes after the restart."""
+    experiment, trial = start(cluster)
+    # The trial's container must be found even if the master is down.
     cluster.docker("kill", cluster.container("master"))
     cluster.restart()
-    back = time.time()
+    restarted = time.time()
     cluster.wait(experiment)
-    cluster.recovered(trial, "cluster stopped and started", back)
+    cluster.record_recovery(trial, "cluster stopped and started", restarted)
     assert_undisturbed(cluster, trial, undisturbed)
 
 
@@ -149,51 +145,51 @@ def flip_a_byte(file: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [truncate, flip_a_byte])
-def test_a_damaged_checkpoint(damage: Any, cluster: TestCluster, undisturbed: Any) -> None:
-    """The trial says so, and goes back to the newest one that is sound."""
-    experiment, trial = begin(cluster)
+def test_a_damaged_checkpoint(damage: Any, cluster: RealCluster, undisturbed: Any) -> None:
+    """The trial logs it, and resumes from the newest valid one."""
+    experiment, trial = start(cluster)
     pause(cluster, experiment)
     cluster.wait_for_no_tasks()
-    (sound, _), (_, newest) = cluster.checkpoints(trial)[-2:]
+    (valid, _), (_, newest) = cluster.checkpoints(trial)[-2:]
     damage(newest / "state_dict.pth")
     resume(cluster, experiment, trial, f"checkpoint damaged ({damage.__name__})")
-    logs = cluster.logs_of(trial)
+    logs = cluster.trial_logs(trial)
     assert "is damaged" in logs
-    assert f"going back to the sound checkpoint of batch {sound}" in logs
+    assert f"going back to the sound checkpoint of batch {valid}" in logs
     assert_undisturbed(cluster, trial, undisturbed)
 
 
-def test_a_rank_is_killed(cluster: TestCluster) -> None:
-    """One of four ranks: the trial starts anew from its checkpoint and ends the same."""
-    # Unfused: what Horovod puts together depends on timing, and with it the order of the sums.
-    many = {
+def test_a_rank_is_killed(cluster: RealCluster) -> None:
+    """One of four ranks: the trial restarts from its checkpoint, with the same result."""
+    # Without tensor fusion: what Horovod fuses depends on timing, and so the order of sums would.
+    four_ranks = {
         "hyperparameters": {"epochs": 7, "sync_bn": False},
         "optimizations": {"tensor_fusion_threshold": 0},
     }
-    straight = cluster.submit("distributed", **many)
-    cluster.wait(straight)
+    undisturbed = cluster.submit("distributed", **four_ranks)
+    cluster.wait(undisturbed)
 
-    experiment = cluster.submit("distributed", **many)
+    experiment = cluster.submit("distributed", **four_ranks)
     trial = cluster.trial(experiment)
     cluster.wait_for_batch(trial, FAULT_AT)
     rank_process(2).kill()
     killed = time.time()
     cluster.wait(experiment)
-    cluster.recovered(trial, "one of four ranks killed", killed)
-    expected = outcome(cluster, cluster.trial(straight))
+    cluster.record_recovery(trial, "one of four ranks killed", killed)
+    expected = outcome(cluster, cluster.trial(undisturbed))
     assert_undisturbed(cluster, trial, expected)
-    assert trial.id != cluster.trial(straight).id
+    assert trial.id != cluster.trial(undisturbed).id
 
 
 def test_checkpoints_in_an_object_store(
-    cluster: TestCluster, undisturbed: Any, tmp_path: Path
+    cluster: RealCluster, undisturbed: Any, tmp_path: Path
 ) -> None:
-    """Resumed from there after a pause, collected there, and brought here from there."""
+    """They are resumed from, garbage-collected and downloaded."""
     reason = why_missing(object_stores.IMAGE)
     if reason:
         pytest.skip(reason)
     with object_stores.object_store(f"{cluster.local.project}_master") as store:
-        experiment, trial = begin(cluster, checkpoint_storage=store.config)
+        experiment, trial = start(cluster, checkpoint_storage=store.config)
         _, oldest = cluster.checkpoints(trial)[0]
         pause(cluster, experiment)
         resume(cluster, experiment, trial, "paused and resumed, checkpoints in an object store")
@@ -201,7 +197,7 @@ def test_checkpoints_in_an_object_store(
         fetch(cluster.connection, newest.name, tmp_path)
         assert_undisturbed(cluster, trial, undisturbed, tmp_path)
         kept = {folder.name for _, folder in cluster.checkpoints(trial)}
-        # Beside the files of TensorBoard.
+        # Apart from TensorBoard's files.
         files = [name for name in store.names() if "/tensorboard/" not in name]
         assert {name.partition("/")[0] for name in files} == kept
         with pytest.raises(ClusterError, match="STATE_DELETED"):
@@ -209,8 +205,8 @@ def test_checkpoints_in_an_object_store(
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="mounting a small file system needs root")
-def test_a_full_checkpoint_storage(cluster: TestCluster, undisturbed: Any, tmp_path: Path) -> None:
-    """The trial stops with a clear error, and goes on from there once there is room."""
+def test_a_full_checkpoint_storage(cluster: RealCluster, undisturbed: Any, tmp_path: Path) -> None:
+    """The trial stops with a clear error, and resumes once there is space."""
     small = tmp_path / "small"
     small.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=22M", "tmpfs", str(small)], check=True)
@@ -219,33 +215,33 @@ def test_a_full_checkpoint_storage(cluster: TestCluster, undisturbed: Any, tmp_p
         experiment = cluster.submit("const", **LENGTH, checkpoint_storage=storage, max_restarts=0)
         cluster.wait_for_state(experiment, ExperimentState.ERROR)
         trial = cluster.trial(experiment)
-        logs = cluster.logs_of(trial)
+        logs = cluster.trial_logs(trial)
         assert "MB free, and a checkpoint needs" in logs
         assert "Traceback" not in logs
         verify_digests(cluster.checkpoints(trial, small)[-1][1])
 
         subprocess.run(["mount", "-o", "remount,size=400M", str(small)], check=True)
-        cluster.determined("experiment", "continue", str(experiment.id))
-        back = time.time()
+        cluster.det("experiment", "continue", str(experiment.id))
+        continued = time.time()
         cluster.wait(experiment)
-        cluster.recovered(trial, "checkpoint storage full, and room again", back)
+        cluster.record_recovery(trial, "checkpoint storage full, then enlarged", continued)
         assert_undisturbed(cluster, trial, undisturbed, small)
     finally:
         subprocess.run(["umount", "--lazy", str(small)], check=True)
 
 
-def test_old_checkpoints_are_collected(cluster: TestCluster) -> None:
-    """By a task in the same image, down to those that Determined's rule keeps."""
+def test_old_checkpoints_are_garbage_collected(cluster: RealCluster) -> None:
+    """A task in the task image deletes all but those that Determined's policy keeps."""
     experiment = cluster.submit("const")
     cluster.wait(experiment)
     trial = cluster.trial(experiment)
     validations = cluster.reports(trial, "validation")
     best = max(validations, key=lambda entry: entry["AP"])["batches"]
-    # Saved after each epoch of 6 batches and evaluated after each second one. The master looks for
-    # the latest among those with an evaluation and among those without one.
+    # Saved after every epoch of 6 batches and evaluated after every second one. The master keeps
+    # the latest checkpoint with an evaluation and the latest without one.
     expected = {best, 24, 18}
     storage = cluster.local.state / "checkpoints"
-    # The task waits for a slot, starts its container and imports Determined: minutes, if busy.
+    # On a busy machine it takes minutes until the task has started.
     deadline = time.monotonic() + 300
     while len(cluster.checkpoints(trial)) > len(expected) and time.monotonic() < deadline:
         time.sleep(1)
@@ -260,7 +256,7 @@ def test_old_checkpoints_are_collected(cluster: TestCluster) -> None:
 
 
 def rank_process(rank: int) -> psutil.Process:
-    """The process of a rank of the trial that runs."""
+    """Find the process of a rank of the running trial."""
     for process in psutil.process_iter(["cmdline"]):
         with contextlib.suppress(psutil.Error):
             line = process.info["cmdline"] or []
@@ -268,4 +264,4 @@ def rank_process(rank: int) -> psutil.Process:
                 process.environ().get("HOROVOD_RANK") == str(rank)
             ):
                 return process
-    raise AssertionError(f"no process is rank {rank}")
+    raise AssertionError(f"no process of rank {rank} found")

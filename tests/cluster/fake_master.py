@@ -1,4 +1,4 @@
-"""A master that answers from plain data, in the JSON that Determined 0.38.1 sends."""
+"""A fake master that answers from plain data, in Determined 0.38.1's JSON."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,22 +9,22 @@ from typing import Any
 from determined.common.api import errors
 
 EPOCH = 1_790_000_000.0
-"""When everything begins; times below are seconds after it."""
+"""Unix time of the start; the times below are seconds after it."""
 
 
 def stamp(seconds: float) -> str:
-    """A time as the master writes it."""
+    """Format a time as the master does."""
     return f"{naive_stamp(seconds)}Z"
 
 
 def naive_stamp(seconds: float) -> str:
-    """A time as the master writes those of allocations: UTC, without saying so."""
+    """Format a time as the master does for allocations: UTC without a time zone."""
     return datetime.fromtimestamp(EPOCH + seconds, UTC).replace(tzinfo=None).isoformat()
 
 
 @dataclass
-class Answer:
-    """What `requests` would give back."""
+class Response:
+    """Stands in for `requests.Response`."""
 
     content: list[Any]
     status_code: int = 200
@@ -64,35 +64,35 @@ class Experiment:
 
 
 @dataclass
-class Master:
-    """Stands in for the login that Determined's bindings make requests with."""
+class FakeMaster:
+    """Stands in for the session that Determined's bindings send requests with."""
 
     experiments: Sequence[Experiment]
     host: str = "node-1"
     requests: list[str] = field(default_factory=list)
 
-    def _do_request(self, *, path: str, params: Any, **_: Any) -> Answer:
+    def _do_request(self, *, path: str, params: Any, **_: Any) -> Response:
         self.requests.append(path)
         match path.removeprefix("/api/v1/").split("/"):
             case ["master"]:
-                return Answer([_MASTER])
+                return Response([_MASTER])
             case ["agents"]:
-                return Answer([{"agents": [_AGENT]}])
+                return Response([{"agents": [_AGENT]}])
             case ["experiments", number]:
-                return Answer([{"experiment": _experiment(self._find(int(number)))}])
+                return Response([{"experiment": _experiment(self._find(int(number)))}])
             case ["experiments", number, "trials"]:
                 return self._trials(int(number), params)
             case ["trials", "metrics", kind]:
                 return self._metrics(kind.removesuffix("_metrics"), params["trialIds"])
             case ["trials", number, "checkpoints"]:
-                return Answer([_checkpoints(int(number))])
+                return Response([_checkpoints(int(number))])
             case ["tasks", task]:
-                return Answer([{"task": _task(self._trial_of(task))}])
+                return Response([{"task": _task(self._trial_of(task))}])
             case ["tasks", _, "acceleratorData"]:
-                return Answer(
+                return Response(
                     [{"acceleratorData": [{"nodeName": self.host, "acceleratorType": "cuda"}]}]
                 )
-        raise AssertionError(f"nothing is recorded for {path}")
+        raise AssertionError(f"the fake master has no answer for {path}")
 
     def _find(self, number: int) -> Experiment:
         for experiment in self.experiments:
@@ -104,8 +104,8 @@ class Master:
         number = int(task.removeprefix("task-"))
         return next(t for each in self.experiments for t in each.trials if t.id == number)
 
-    def _trials(self, number: int, params: Mapping[str, Any]) -> Answer:
-        """Two trials a page, as a master with many trials would."""
+    def _trials(self, number: int, params: Mapping[str, Any]) -> Response:
+        """Return pages of two trials, so that paging is tested."""
         trials = self._find(number).trials
         offset = params["offset"] or 0
         page = trials[offset : offset + 2]
@@ -115,11 +115,11 @@ class Master:
             "endIndex": offset + len(page),
             "total": len(trials),
         }
-        return Answer(
+        return Response(
             [{"trials": [_trial(number, each) for each in page], "pagination": pagination}]
         )
 
-    def _metrics(self, kind: str, trials: Sequence[int]) -> Answer:
+    def _metrics(self, kind: str, trials: Sequence[int]) -> Response:
         key = {"training": "avg_metrics", "validation": "validation_metrics"}[kind]
         reports: list[dict[str, Any]] = []
         for number in trials:
@@ -139,7 +139,7 @@ class Master:
                         "id": len(reports),
                     }
                 )
-        return Answer([{"metrics": [each]} for each in reports])
+        return Response([{"metrics": [each]} for each in reports])
 
 
 _MASTER = {

@@ -1,10 +1,10 @@
-"""Experiments with few, round numbers, whose report can be worked out by hand."""
+"""Experiments with few, round numbers, so that their report can be computed by hand."""
 
 from typing import Any
 
 from cluster.report.collecting import collect_cluster, collect_experiments
 from cluster.report.records import ExperimentRecord
-from tests.cluster.master import Experiment, Master, Trial
+from tests.cluster.fake_master import Experiment, FakeMaster, Trial
 
 SINGLE = {"name": "single", "metric": "AP", "smaller_is_better": False}
 
@@ -28,7 +28,7 @@ def trained(loss: float, speed: float) -> dict[str, Any]:
 
 HPARAMS = {"model": "tiny", "global_batch_size": 16, "amp": False}
 
-# It waited 1000 s for its slots; evaluations took 5 and 3 s.
+# Waited 1000 s for slots; its evaluations took 5 s and 3 s.
 CONST = Experiment(
     1,
     config(1),
@@ -51,7 +51,7 @@ CONST = Experiment(
     labels=["baseline", "commit:0123456789ab-dirty"],
 )
 
-# It failed after 30 s, waited until 50 s and went on from batch 10.
+# Failed after 30 s, waited until 50 s and resumed from batch 20.
 DISTRIBUTED = Experiment(
     2,
     config(4, entrypoint="python3 -m determined.launch.horovod --autohorovod python3 train.py"),
@@ -119,9 +119,9 @@ def search(**hparams: Any) -> Experiment:
     )
 
 
-CLUSTER = collect_cluster(Master([]), "local")
+CLUSTER = collect_cluster(FakeMaster([]), "local")
 
 
 def collected(*experiments: Experiment, **master: Any) -> list[ExperimentRecord]:
     numbers = [each.id for each in experiments]
-    return collect_experiments(Master(experiments, **master), CLUSTER, numbers)
+    return collect_experiments(FakeMaster(experiments, **master), CLUSTER, numbers)

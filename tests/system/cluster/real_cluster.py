@@ -1,4 +1,4 @@
-"""Experiments on the tests' cluster: submit, wait, look at what was reported and saved."""
+"""The cluster that tests run experiments on."""
 
 import os
 import subprocess
@@ -21,17 +21,15 @@ from experiments.checkpoints.detectors import allow_checkpoint_globals
 from tests.experiments.launched import HPARAMS
 
 DATA_IN_TRIALS = "/data/coco"
-# In epochs of six batches, the unit of the experiments' files.
+# In epochs of six batches.
 PERIODS = {"min_validation_period": {"epochs": 2}, "min_checkpoint_period": {"epochs": 1}}
-# What a GPU's settings become where there is none.
-SMALL: dict[str, Any] = {"pretrained_backbone": False, "amp": False, "min_loss_scale": None}
+# Replacements for settings that need a GPU or internet access.
+WITHOUT_GPU: dict[str, Any] = {"pretrained_backbone": False, "amp": False, "min_loss_scale": None}
 
 
 @dataclass
-class TestCluster:
-    """The cluster that the tests run on."""
-
-    __test__ = False  # pytest: no test, for all its name
+class RealCluster:
+    """A running cluster, with methods to submit experiments and to inspect their results."""
 
     local: LocalCluster
     port: int
@@ -39,43 +37,43 @@ class TestCluster:
     console: Console
     connection: MasterConnection = field(init=False)
     master: Determined = field(init=False)
-    # Fault -> seconds until the trial's next report; None if it had nothing left to report.
+    # Fault -> seconds until the trial's next report; None if the trial had already ended.
     recoveries: dict[str, float | None] = field(default_factory=dict)
-    _shape: tuple[int, int] | None = None
+    _size: tuple[int, int] | None = None
 
-    def shape(self, *, agents: int, slots: int) -> None:
-        """Give the cluster so many agents of so many slots each."""
-        if self._shape == (agents, slots):
+    def resize(self, *, agents: int, slots: int) -> None:
+        """Restart the cluster with this many agents and slots per agent, unless it has them."""
+        if self._size == (agents, slots):
             return
-        if self._shape is not None:
+        if self._size is not None:
             self._stop()
         self.connection = self.local.up(
             self.console, data=self.data, agents=agents, slots=slots, port=self.port
         )
         self.master = self.connection.login()
-        self._shape = (agents, slots)
+        self._size = (agents, slots)
 
     def restart(self) -> None:
-        """Stop the cluster as `make local-down` does, see that nothing runs, and start it again."""
-        assert self._shape is not None
-        agents, slots = self._shape
+        """Stop the cluster as `make local-down` does, and start it again."""
+        assert self._size is not None
+        agents, slots = self._size
         self._stop()
-        self.shape(agents=agents, slots=slots)
+        self.resize(agents=agents, slots=slots)
 
     def _stop(self) -> None:
-        # Not the agents alone: a checkpoint collection that the master starts meanwhile, some
-        # time after its experiment's end, would leave a container that nobody removes.
+        # Stop the master too: it may start a checkpoint garbage collection some time after an
+        # experiment's end, whose container nobody would remove.
         self.local.down(self.console)
-        self._shape = None
+        self._size = None
         assert self.task_containers() == []
 
     @property
     def session(self) -> Any:
-        """The login, for calls that Determined's SDK has no method for."""
+        """The session, for API calls that Determined's SDK has no method for."""
         return self.master._session
 
     def container(self, service: str, number: int = 1) -> str:
-        """The name of a service's container."""
+        """Return the name of a service's container."""
         return f"{self.local.project}-{service}-{number}"
 
     def docker(self, *arguments: str) -> str:
@@ -87,12 +85,12 @@ class TestCluster:
     def submit(
         self, config: str = "const", /, *, without: tuple[str, ...] = (), **changes: Any
     ) -> Experiment:
-        """Submit one of experiments/'s files, shrunk as the tests of resume shrink theirs.
+        """Submit one of the files in experiments/, with the small settings of the resume tests.
 
         Args:
-            config: The file's name.
-            without: Hyperparameters of those that are left as the file has them.
-            changes: More changes to the file; those of mappings are merged.
+            config: The file's name without its suffix.
+            without: Names of hyperparameters to leave as they are in the file.
+            changes: More changes to the file; mappings are merged.
         """
         overlay: dict[str, Any] = {
             "data": {"version": self.connection.versions[str(self.data)]},
@@ -103,9 +101,9 @@ class TestCluster:
                     "read_only": True,
                 }
             ],
-            # One thread: two that wait for each other crawl on a machine that is busy.
+            # Threads that spin while they wait for each other are very slow on a busy machine.
             "environment": {"environment_variables": ["OMP_NUM_THREADS=1"]},
-            "hyperparameters": {**SMALL, **HPARAMS},
+            "hyperparameters": {**WITHOUT_GPU, **HPARAMS},
             **PERIODS,
             "scheduling_unit": 1,
         }
@@ -121,7 +119,7 @@ class TestCluster:
         return self.master.get_experiment(number)
 
     def wait(self, experiment: Experiment, *, seconds: float = 900) -> None:
-        """Wait until an experiment has COMPLETED; fail with its logs if it ends otherwise."""
+        """Wait until an experiment has COMPLETED; fail with its logs if it ends any other way."""
 
         def ended() -> bool:
             experiment.reload()
@@ -135,13 +133,13 @@ class TestCluster:
         assert experiment.state is ExperimentState.COMPLETED, self.logs(experiment)[-6000:]
 
     def wait_for_batch(self, trial: Trial, batch: int, *, seconds: float = 600) -> None:
-        """Wait until a trial has reported a batch."""
+        """Wait until a trial has reported a batch number or a later one."""
 
-        def there() -> bool:
-            assert trial.get_experiment().state is not ExperimentState.ERROR, self.logs_of(trial)
+        def reported() -> bool:
+            assert trial.get_experiment().state is not ExperimentState.ERROR, self.trial_logs(trial)
             return any(entry["batches"] >= batch for entry in self.reports(trial, "training"))
 
-        self._wait_until(there, seconds)
+        self._wait_until(reported, seconds)
 
     def wait_for_state(self, experiment: Experiment, state: ExperimentState) -> None:
         """Wait until an experiment is in a state."""
@@ -159,26 +157,26 @@ class TestCluster:
                 if condition():
                     return
             except Exception:
-                # The master may be away, by a test's own doing.
+                # A test may have killed the master.
                 if time.monotonic() > deadline:
                     raise
             assert time.monotonic() < deadline, f"not within {seconds} s"
             time.sleep(0.5)
 
     def trial(self, experiment: Experiment) -> Trial:
-        """An experiment's first trial, once there is one."""
+        """Wait for an experiment's first trial, and return it."""
         return experiment.await_first_trial()
 
-    def logs_of(self, trial: Trial) -> str:
-        """Everything that a trial has printed."""
+    def trial_logs(self, trial: Trial) -> str:
+        """Return a trial's logs."""
         return "".join(trial.iter_logs())
 
     def logs(self, experiment: Experiment) -> str:
-        """What an experiment's trials have printed."""
-        return "".join(self.logs_of(trial) for trial in experiment.iter_trials())
+        """Return the logs of an experiment's trials."""
+        return "".join(self.trial_logs(trial) for trial in experiment.iter_trials())
 
     def reports(self, trial: Trial, group: str) -> list[dict[str, Any]]:
-        """What a trial has reported to the master, without what measures time."""
+        """Return the metrics that a trial has reported, without speeds."""
         return [
             {
                 "batches": entry.steps_completed,
@@ -187,20 +185,20 @@ class TestCluster:
             for entry in trial.iter_metrics(group)
         ]
 
-    def recovered(self, trial: Trial, fault: str, since: float) -> None:
-        """Note how long after a fault's end a trial's first report came that counts.
+    def record_recovery(self, trial: Trial, fault: str, since: float) -> None:
+        """Record how long after the end of a fault a trial reported again.
 
         Args:
-            trial: One that has ended.
-            fault: What happened to it.
-            since: When what had failed was there again, in seconds of the epoch.
+            trial: A trial that has ended.
+            fault: Description of the fault.
+            since: When the fault ended, in Unix seconds.
         """
         times = [entry.end_time.timestamp() for entry in trial.iter_metrics("training")]
         after = [each - since for each in times if each > since]
         self.recoveries[fault] = min(after, default=None)
 
-    def determined(self, *arguments: str) -> str:
-        """Run a command of Determined's own command line."""
+    def det(self, *arguments: str) -> str:
+        """Run a `det` command."""
         return subprocess.run(
             [sys.executable, "-m", "determined.cli", *arguments],
             env={**os.environ, **self.connection.environment()},
@@ -210,7 +208,7 @@ class TestCluster:
         ).stdout
 
     def checkpoints(self, trial: Trial, storage: Path | None = None) -> list[tuple[int, Path]]:
-        """Batch and folder of a trial's checkpoints that are there, oldest first."""
+        """Return batch and folder of a trial's existing checkpoints, oldest first."""
         storage = storage or self.local.state / "checkpoints"
         found = trial.list_checkpoints()
         folders = [
@@ -221,7 +219,7 @@ class TestCluster:
         return sorted(folders)
 
     def final_state(self, trial: Trial, storage: Path | None = None) -> dict[str, Any]:
-        """Model, optimizer, average and place of a trial's last checkpoint."""
+        """Return the model, optimizer and trainer state in a trial's last checkpoint."""
         batches, folder = self.checkpoints(trial, storage)[-1]
         allow_checkpoint_globals()
         state = torch.load(folder / "state_dict.pth", weights_only=True)
@@ -233,11 +231,11 @@ class TestCluster:
         }
 
     def wait_for_no_tasks(self) -> None:
-        """Wait until no trial's container runs."""
+        """Wait until no task container is left."""
         self._wait_until(lambda: not self.task_containers(), 60)
 
     def task_containers(self) -> list[str]:
-        """Trial containers that run on this engine for this cluster's agents."""
+        """Return the ids of Determined's task containers on this machine."""
         label = "label=ai.determined.container.id"
         rows = self.docker("ps", "--all", "--filter", label, "--quiet")
         return rows.split()
