@@ -252,14 +252,8 @@ test-hosts: setup ## A cluster's whole life (TEST_HOSTS_PROXY= TEST_HOSTS_BUNDLE
 	@TEST_HOSTS=yes $(PY) tools/run_tests.py --no-lint -m cluster tests/system/hosts
 
 .PHONY: lint
-lint: setup ## Check the style and types of all files
-	.venv/bin/ruff format --check .
-	.venv/bin/ruff check .
-	.venv/bin/mypy bench cluster data-prep docker experiments model reporting tools
-	.venv/bin/mypy --ignore-missing-imports $$(git ls-files 'ansible/*.py')
-	.venv/bin/yamllint --strict $$(git ls-files '*.yaml' '*.yml' .yamllint)
-	.venv/bin/shellcheck --external-sources $$(git ls-files '*.sh' .ci/run)
-	.venv/bin/hadolint docker/Dockerfile
+lint: setup ## Check the style and types of all files, those not yet added to git included
+	@.venv/bin/pre-commit run --files $$(git ls-files --cached --others --exclude-standard)
 
 .PHONY: format
 format: setup ## Format the Python files and fix what can be fixed
