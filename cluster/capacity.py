@@ -29,7 +29,7 @@ def require_capacity(connection: MasterConnection, slots: int) -> None:
     Raises:
         ClusterError: They cannot; the message lists the sizes that they can run.
     """
-    session = connection.login()._session
+    session = connection.session()
     with translate_errors(connection):
         agents = bindings.get_GetAgents(session).agents
     sizes = [len(agent.slots or {}) for agent in agents if agent.enabled]

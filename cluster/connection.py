@@ -32,6 +32,7 @@ from determined.experimental import Determined
 
 from cluster.errors import ClusterError
 from cocodata.files import write_atomically
+from experiments.runtime.determined_internals import client_of
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / ".secrets" / "clusters"
@@ -60,8 +61,8 @@ class MasterConnection:
             variables["REQUESTS_CA_BUNDLE"] = variables["CURL_CA_BUNDLE"] = self.certificate
         return variables
 
-    def login(self) -> Determined:
-        """Log in to the master.
+    def session(self) -> api.Session:
+        """Log in to the master, for calls of its API.
 
         Raises:
             ClusterError: The master does not answer, or rejects the user.
@@ -71,8 +72,15 @@ class MasterConnection:
             os.environ.update(self.environment())
         cert = certs.default_load(self.master, explicit_path=self.certificate)
         with translate_errors(self):
-            session = authentication.login(self.master, self.user, self.password, cert=cert)
-        return Determined._from_session(session)
+            return authentication.login(self.master, self.user, self.password, cert=cert)
+
+    def login(self) -> Determined:
+        """Log in to the master, for Determined's own client.
+
+        Raises:
+            ClusterError: The master does not answer, or rejects the user.
+        """
+        return client_of(self.session())
 
 
 def connection_file(name: str) -> Path:

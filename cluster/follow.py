@@ -14,6 +14,7 @@ from rich.console import Console
 from cluster.connection import MasterConnection, translate_errors
 from cluster.errors import ClusterError
 from cocodata.text import duration
+from experiments.runtime.determined_internals import session_of
 
 _POLL_SECONDS = 2.0
 # A restarting master is back within seconds; after this long, somebody should look at it.
@@ -133,7 +134,7 @@ class _LogPrinter:
     """Prints a trial's logs as they arrive, and reconnects if the master restarts."""
 
     def __init__(self, cluster: Determined, trial_id: int, console: Console) -> None:
-        self._session = cluster._session
+        self._session = session_of(cluster)
         self._trial = trial_id
         self._console = console
         self._seen: set[str] = set()

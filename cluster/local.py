@@ -209,7 +209,7 @@ def wait_for_agents(connection: MasterConnection, agents: int, *, seconds: float
     """
     from determined.common.api import bindings
 
-    session = connection.login()._session
+    session = connection.session()
     deadline = time.monotonic() + seconds
     while True:
         connected = [agent for agent in bindings.get_GetAgents(session).agents if agent.enabled]

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from cluster.errors import ClusterError
-from experiments.settings.experiment import ConfigError, apply_overlay, names_its_kind, read_yaml
+from experiments.settings.yaml_files import ConfigError, merge, names_kind, read_yaml
 
 
 def overlay_arguments(files: Sequence[Path]) -> list[str]:
@@ -25,7 +25,7 @@ def overlay_arguments(files: Sequence[Path]) -> list[str]:
     merged: dict[str, Any] = {}
     for file in files:
         try:
-            apply_overlay(merged, read_yaml(file))
+            merged = merge(merged, read_yaml(file))
         except ConfigError as error:
             raise ClusterError(f"overlay {error}") from error
     return config_arguments(merged)
@@ -48,7 +48,7 @@ def _flatten(changes: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str
                 "it in the experiment's own file"
             )
         if isinstance(value, Mapping) and value:
-            if names_its_kind(str(key), value):
+            if names_kind(str(key), value):
                 yield f"{prefix}{key}", "null"
             yield from _flatten(value, f"{prefix}{key}.")
         else:

@@ -33,7 +33,7 @@ def set_template(connection: MasterConnection, content: Mapping[str, Any]) -> No
     Raises:
         ClusterError: The master rejects it.
     """
-    session = connection.login()._session
+    session = connection.session()
     with translate_errors(connection):
         workspaces = bindings.get_GetWorkspaces(session, name="Uncategorized").workspaces
         bindings.put_PutTemplate(

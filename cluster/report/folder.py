@@ -39,7 +39,7 @@ def write_report(connection: MasterConnection, numbers: Sequence[int], out: Path
             the folder holds something else.
     """
     require_replaceable(out)
-    session = connection.login()._session
+    session = connection.session()
     with translate_errors(connection):
         cluster = collect_cluster(session, connection.name)
         experiments = collect_experiments(session, cluster, numbers)

@@ -1,4 +1,4 @@
-"""Room for a checkpoint, checked before a byte of it is written."""
+"""Disk space for a checkpoint, checked before a byte of it is written."""
 
 import shutil
 from pathlib import Path
@@ -9,18 +9,18 @@ import torch
 from experiments.checkpoints.contents import CheckpointError
 
 
-def require_room(storage: Any, checkpoint: dict[str, Any]) -> None:
-    """See that a checkpoint fits on the storage that it is about to be written to.
+def require_space(folder: Path | None, checkpoint: dict[str, Any]) -> None:
+    """Check that a checkpoint fits in the storage that it is about to be written to.
 
     Args:
-        storage: Determined's storage manager; one that is no folder here is not looked at.
+        folder: the storage; an object store (None) or a folder that does not exist yet is not
+            checked.
         checkpoint: what is about to be saved.
 
     Raises:
-        CheckpointError: it would not fit.
+        CheckpointError: there is too little space.
     """
-    folder = getattr(storage, "_base_path", None)
-    if folder is None or not Path(folder).is_dir():
+    if folder is None or not folder.is_dir():
         return
     # Besides the tensors: the code, the trial's small files, the file system's own blocks.
     needed = _tensor_bytes(checkpoint) * 102 // 100 + 2 * 1024**2
@@ -28,8 +28,8 @@ def require_room(storage: Any, checkpoint: dict[str, Any]) -> None:
     if free < needed:
         raise CheckpointError(
             f"the checkpoint storage {folder} has {free / 1e6:.0f} MB free, and a checkpoint needs "
-            f"{needed / 1e6:.0f} MB: make room there; earlier checkpoints are untouched, and the "
-            "run goes on from the newest (on a cluster: det experiment continue ID)"
+            f"{needed / 1e6:.0f} MB: free some space; earlier checkpoints are untouched, and the "
+            "run continues from the newest (on a cluster: det experiment continue ID)"
         )
 
 

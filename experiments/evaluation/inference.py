@@ -15,8 +15,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from experiments.input import Batch, InputConfig, default_threads
+from experiments.input import Batch, InputConfig
 from experiments.runtime.devices import allow_tf32, best_device
+from experiments.runtime.process import default_threads
 from model import DetectorConfig, EfficientDet
 
 DEVICES = ("auto", "cpu", "cuda")

@@ -3,7 +3,7 @@
 from experiments.input.failures import SampleError
 from experiments.input.fake import FakeLoader
 from experiments.input.global_batches import GlobalBatchSampler
-from experiments.input.input_config import InputConfig, default_threads
+from experiments.input.input_config import InputConfig
 from experiments.input.loader import EvalLoader, Labeler, TrainLoader
 from experiments.input.stream import Batch
 
@@ -16,5 +16,4 @@ __all__ = [
     "Labeler",
     "SampleError",
     "TrainLoader",
-    "default_threads",
 ]

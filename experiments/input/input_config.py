@@ -1,24 +1,18 @@
 """What a loader is told about the images that it is to make."""
 
 import math
-import os
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import NoReturn
 
 import torch
 
+from experiments.runtime.process import default_threads
+
 INTERPOLATIONS = ("bilinear", "bicubic", "lanczos")
 _RANDOM = "random"  # bilinear or bicubic, drawn for every sample
 _ERASING_MODES = ("const", "rand", "pixel")
 _DEVICES = ("cpu", "gpu")
-
-
-def default_threads() -> int:
-    """CPU threads for one loader: this process's cores over the ranks that share the machine."""
-    # torchrun (Determined's launcher too) and horovodrun say how many ranks the machine has.
-    local_ranks = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("HOROVOD_LOCAL_SIZE") or "1"
-    return max(1, len(os.sched_getaffinity(0)) // max(1, int(local_ranks)))
 
 
 @dataclass(frozen=True)

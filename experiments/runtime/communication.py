@@ -3,13 +3,16 @@
 import importlib.util
 import os
 import time
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from determined import core, horovod
 from torch import Tensor
 
 _POLL_SECONDS = 1e-4
+
+T = TypeVar("T")
 
 
 class Communicator(Protocol):
@@ -177,6 +180,24 @@ def start_distributed() -> core.DistributedContext | None:
             chief_ip=os.environ.get("DET_CHIEF_IP", os.environ.get("MASTER_ADDR"))
         )
     return None
+
+
+def chief_decides(distributed: core.DistributedContext | None, compute: Callable[[], T]) -> T:
+    """What the first rank computes, on every rank; an error there is raised on every rank.
+
+    For what only the first rank's machine has, such as the folder of a run.
+    """
+    answer: T | Exception | None = None
+    if distributed is None or distributed.get_rank() == 0:
+        try:
+            answer = compute()
+        except Exception as error:
+            answer = error
+    if distributed is not None:
+        answer = distributed.broadcast(answer)
+    if isinstance(answer, Exception):
+        raise answer
+    return cast(T, answer)
 
 
 def communicator() -> Communicator:

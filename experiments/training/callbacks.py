@@ -1,4 +1,4 @@
-"""What happens around the batches: position, checkpoints, the record of a local run, stopping."""
+"""What happens around the batches: the trainer's state, checkpoints, the record, stopping."""
 
 import json
 import math
@@ -6,30 +6,47 @@ import signal
 import time
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from determined import pytorch
+from timm.utils import ModelEmaV3
 
 from cocodata.files import write_atomically
 from experiments.checkpoints.contents import DETECTOR, CheckpointError, write_digests
 from experiments.checkpoints.local import LocalCheckpoints, SavedCheckpoint
-from experiments.checkpoints.space import require_room
-from experiments.training.cluster_run import search_has_decided
+from experiments.checkpoints.space import require_space
+from experiments.runtime.determined_internals import checkpoint_storage
+from experiments.training.cluster_run import search_has_stopped
 from experiments.training.metrics import LOSSES
+from experiments.training.optimization import Schedule
+from experiments.training.run import Run
+from reporting.progress import TrainingProgress
 
-if TYPE_CHECKING:
-    from experiments.training.trial import EfficientDetTrial
+
+class Trial(Protocol):
+    """What the callbacks use of a trial."""
+
+    context: pytorch.PyTorchTrialContext
+    run: Run
+    position: int
+    ema: ModelEmaV3 | None
+    schedule: Schedule
+    progress: TrainingProgress
+
+    def share_evaluated_weights(self) -> None:
+        """Give every rank the weights of rank 0."""
+        ...
 
 
 class DivergedError(RuntimeError):
-    """The loss is no number any more."""
+    """The training loss became NaN or infinite."""
 
 
 class TrainerState(pytorch.PyTorchCallback):
-    """What a checkpoint keeps besides model and optimizer: place in the run, average, schedule."""
+    """What a checkpoint keeps besides model and optimizer: position, average, schedule."""
 
-    def __init__(self, trial: "EfficientDetTrial", description: str) -> None:
+    def __init__(self, trial: Trial, description: str) -> None:
         self._trial = trial
         self._description = description
 
@@ -38,25 +55,25 @@ class TrainerState(pytorch.PyTorchCallback):
         trial = self._trial
         return {
             "batches": trial.position,
-            "global_batch_size": trial.hparams.global_batch_size,
-            "seed": trial.hparams.seed,
+            "global_batch_size": trial.run.config.hparams.global_batch_size,
+            "seed": trial.run.config.hparams.seed,
             "ema": trial.ema.module.state_dict() if trial.ema is not None else None,
             "schedule": trial.schedule.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the state back.
+        """Restore the state.
 
         Raises:
-            CheckpointError: the run goes on from another place or with other batches.
+            CheckpointError: the run is at another position, or would see other batches.
         """
         trial = self._trial
-        # Position 0 is a new run from another one's checkpoint: it takes weights, not the place.
+        # At position 0, a new run starts from another run's checkpoint and takes its weights only.
         if trial.position > 0:
             for name, now in (
                 ("batches", trial.position),
-                ("global_batch_size", trial.hparams.global_batch_size),
-                ("seed", trial.hparams.seed),
+                ("global_batch_size", trial.run.config.hparams.global_batch_size),
+                ("seed", trial.run.config.hparams.seed),
             ):
                 if state_dict[name] != now:
                     raise CheckpointError(
@@ -68,11 +85,11 @@ class TrainerState(pytorch.PyTorchCallback):
             trial.ema.module.load_state_dict(state_dict["ema"])
 
     def on_validation_start(self) -> None:
-        """Before an evaluation every rank takes rank 0's weights."""
+        """Evaluate rank 0's weights on every rank."""
         self._trial.share_evaluated_weights()
 
     def on_validation_end(self, metrics: dict[str, Any]) -> None:
-        """A plateau schedule looks at the metric that a search would."""
+        """Give a plateau schedule the metric that a search would use."""
         trial = self._trial
         value = float(metrics[trial.run.config.metric])
         trial.schedule.validated(
@@ -82,52 +99,52 @@ class TrainerState(pytorch.PyTorchCallback):
     def on_training_workload_end(
         self, avg_metrics: dict[str, Any], batch_metrics: dict[str, Any]
     ) -> None:
-        """Stop a run that has diverged rather than let it burn days."""
+        """Stop a run that has diverged, before it wastes days."""
         wrong = [name for name in LOSSES if not math.isfinite(avg_metrics[name])]
         if wrong:
             raise DivergedError(
                 f"{', '.join(wrong)} became {avg_metrics[wrong[0]]} at or before batch "
                 f"{self._trial.position}: lower lr, lengthen warmup_epochs or lower clip_grad, "
-                "then go on from the last checkpoint"
+                "then resume from the last checkpoint"
             )
 
     def on_checkpoint_save_start(self, checkpoint: dict[str, Any]) -> None:
-        """See that the storage has room, before a byte is written.
+        """Check that the storage has space, before a byte is written.
 
         Raises:
-            CheckpointError: it has not.
+            CheckpointError: it has too little.
         """
-        require_room(self._trial.context._core.checkpoint._storage_manager, checkpoint)
+        require_space(checkpoint_storage(self._trial.context), checkpoint)
 
     def on_checkpoint_write_end(self, checkpoint_dir: str) -> None:
-        """Complete the folder: how to rebuild the detector, and the digests of all files."""
+        """Add detector.json and the digests of all files to the checkpoint."""
         folder = Path(checkpoint_dir)
         write_atomically(folder / DETECTOR, self._description)
         write_digests(folder)
 
 
 class RunRecorder(pytorch.PyTorchCallback):
-    """Shows the run and, off a cluster, keeps its record: metrics.jsonl, TensorBoard, checkpoints.
+    """Shows progress; without a cluster, also writes metrics.jsonl, TensorBoard and an index.
 
-    On a cluster the master keeps metrics, TensorBoard and checkpoints, and the log is the display.
+    The index is that of the checkpoints. On a cluster the master keeps all of this.
     """
 
-    def __init__(self, trial: "EfficientDetTrial") -> None:
+    def __init__(self, trial: Trial) -> None:
         self._trial = trial
         self._progress = trial.progress
         self._stop = False
-        self._rounds_of_questions = 0
+        self._search_checks_left = 0
         self._metric: tuple[int, float] | None = None
-        self._folder = trial.run.folder if trial.communicator.rank == 0 else None
+        self._folder = trial.run.folder if trial.run.communicator.rank == 0 else None
         self._tensorboard: Any = None
 
     def on_training_start(self) -> None:
-        """Open the record and listen for the wish to stop."""
+        """Open the record, and handle the signals that stop a run."""
         self._progress.__enter__()
         if self._trial.run.folder is None:
             return
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._ask_to_stop)
+            signal.signal(number, self._request_stop)
         if self._folder is not None:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -142,18 +159,18 @@ class RunRecorder(pytorch.PyTorchCallback):
         if self._tensorboard is not None:
             self._tensorboard.close()
 
-    def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
-        if self._stop:  # asked twice
+    def _request_stop(self, number: int, frame: FrameType | None) -> None:
+        if self._stop:  # the second signal
             raise KeyboardInterrupt
         self._stop = True
         self._progress.say(
-            "stopping after this reporting period with a checkpoint; once more stops at once"
+            "stopping with a checkpoint after this reporting period; repeat to stop immediately"
         )
 
     def on_training_workload_end(
         self, avg_metrics: dict[str, Any], batch_metrics: dict[str, Any]
     ) -> None:
-        """A reporting period is over."""
+        """Report the period that has ended."""
         trial = self._trial
         metrics = {name: float(avg_metrics[name]) for name in avg_metrics if name in _REPORTED}
         epochs = trial.position / trial.run.batches_per_epoch
@@ -162,30 +179,30 @@ class RunRecorder(pytorch.PyTorchCallback):
         if trial.run.folder is not None:
             self._stop_together(self._stop)
         else:
-            self._stop_if_the_search_has_decided()
+            self._stop_if_the_search_did()
 
-    def _stop_together(self, wish: bool) -> None:
-        """Stop on all ranks if one wishes to: signals and answers reach them at different times."""
+    def _stop_together(self, requested: bool) -> None:
+        """Stop all ranks if one has to: signals and answers reach them at different times."""
         trial = self._trial
-        wishes = trial.communicator.all_reduce_sum(torch.tensor([float(wish)]))
-        if float(wishes) > 0:
+        requests = trial.run.communicator.all_reduce_sum(torch.tensor([float(requested)]))
+        if float(requests) > 0:
             trial.context.set_stop_requested(True)
 
-    def _stop_if_the_search_has_decided(self) -> None:
-        """On a cluster, after a validation that has been reported."""
+    def _stop_if_the_search_did(self) -> None:
+        """On a cluster, stop if the search stopped this trial after its last validation."""
         trial = self._trial
-        if trial.run.searched_trial is None or self._rounds_of_questions == 0:
+        if trial.run.searched_trial is None or self._search_checks_left == 0:
             return
-        self._rounds_of_questions -= 1
-        chief = trial.communicator.rank == 0
-        self._stop_together(chief and search_has_decided(trial.context, trial.run.searched_trial))
+        self._search_checks_left -= 1
+        chief = trial.run.communicator.rank == 0
+        self._stop_together(chief and search_has_stopped(trial.context, trial.run.searched_trial))
 
     def on_validation_end(self, metrics: dict[str, Any]) -> None:
-        """An evaluation is over."""
+        """Report an evaluation."""
         trial = self._trial
         self._metric = (trial.position, float(metrics[trial.run.config.metric]))
-        self._rounds_of_questions = 2
-        if trial.communicator.rank == 0:
+        self._search_checks_left = 2
+        if trial.run.communicator.rank == 0:
             self._progress.say(
                 f"batch {trial.position}: AP {metrics['AP']:.4f}  AP50 {metrics['AP50']:.4f}  "
                 f"loss {metrics['val_loss']:.4f} on {len(trial.run.val)} validation images"
@@ -193,10 +210,10 @@ class RunRecorder(pytorch.PyTorchCallback):
         self._write("validation", metrics)
 
     def on_checkpoint_upload_end(self, uuid: str) -> None:
-        """A checkpoint is whole: take it into the index of a local run."""
+        """Add a complete checkpoint to the index of a local run."""
         if self._trial.run.folder is None:
-            # Most often it follows the validation that the search looked at.
-            self._stop_if_the_search_has_decided()
+            # Usually it follows the validation on which the search decided.
+            self._stop_if_the_search_did()
         if self._folder is None:
             return
         position = self._trial.position
@@ -227,7 +244,7 @@ _REPORTED = (*LOSSES, "lr", "images_per_second")
 
 
 def _forget_after(file: Path, batches: int) -> None:
-    """Drop the lines past the checkpoint that a run resumes from: it will write them again."""
+    """Drop the lines after the checkpoint that a run resumes from: it writes them again."""
     if not file.is_file():
         return
     kept = []

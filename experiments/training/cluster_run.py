@@ -1,12 +1,14 @@
-"""A trial on a Determined cluster: it goes on from the newest checkpoint that is sound.
+"""A trial on a Determined cluster: it continues from its newest valid checkpoint.
 
-The master names the checkpoint to go on from. Its files lie on storage that can fail, so they are
-held against their digests first; where they are damaged, an earlier checkpoint of the same trial
-takes their place. The master forgets the metrics reported after that one as soon as new ones come.
+The master names the checkpoint to continue from. Its files are on storage that can fail, so they
+are verified first; if they are damaged, an earlier checkpoint of the same trial takes their place.
+The master drops the metrics reported after that checkpoint as soon as new ones arrive.
 """
 
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import determined as det
 from determined import pytorch
@@ -14,78 +16,165 @@ from determined.common import api
 from determined.common.api import bindings
 
 from experiments.checkpoints.contents import CheckpointError, verify_digests
+from experiments.evaluation.loop import Evaluation
+from experiments.runtime import provenance
+from experiments.runtime.determined_internals import (
+    checkpoint_files,
+    experiment_config,
+    set_steps_completed,
+    set_trial_metadata,
+    steps_completed,
+    trial_session,
+)
+from experiments.settings.experiment import ExperimentConfig, parse_config
+from experiments.settings.hparams import HParamError, as_dict, changed_from_default
+from experiments.settings.yaml_files import ConfigError
+from experiments.training.detector import random_backbone_notice
+from experiments.training.run import Run, StartingPoint
+from reporting.progress import print_error
 
-_QUESTIONS = 3
-_SECONDS_BETWEEN_QUESTIONS = 0.5
-
-
-@dataclass(frozen=True)
-class ResumePoint:
-    """Where a trial goes on."""
-
-    checkpoint: str | None
-    batches: int
-
-
-def resume_point(context: pytorch.PyTorchTrialContext, info: det.ClusterInfo) -> ResumePoint:
-    """The newest sound checkpoint to go on from, the same on every rank.
-
-    A trial that starts from the checkpoint of another one has no earlier ones to fall back to.
-
-    Raises:
-        CheckpointError: The checkpoint of another trial is damaged.
-    """
-    ordered = info.latest_checkpoint
-    if ordered is None:
-        return ResumePoint(None, 0)
-    first = ResumePoint(ordered, int(info.trial._steps_completed))
-    damage = _damage(context, first)
-    if damage is None:
-        return first
-    if first.batches == 0:
-        raise CheckpointError(damage)
-    _say(context, f"the checkpoint of batch {first.batches} cannot be used: {damage}")
-    for earlier in _earlier_checkpoints(context, info, first):
-        damage = _damage(context, earlier)
-        if damage is None:
-            _say(context, f"going back to the sound checkpoint of batch {earlier.batches}")
-            return earlier
-        _say(context, f"the checkpoint of batch {earlier.batches} cannot be used: {damage}")
-    _say(context, "no sound checkpoint is left: starting at batch 0 again")
-    return ResumePoint(None, 0)
+_SEARCH_POLLS = 3
+_SECONDS_BETWEEN_POLLS = 0.5
 
 
-def go_on_from(
-    context: pytorch.PyTorchTrialContext, info: det.ClusterInfo, point: ResumePoint
-) -> None:
-    """Make Determined count batches from a place that is not the one that the master named."""
-    info.trial._steps_completed = point.batches
-    context._steps_completed = point.batches
+class ClusterRun:
+    """One trial of an experiment. Determined keeps its record."""
 
+    folder: Path | None = None
 
-def search_has_decided(context: pytorch.PyTorchTrialContext, trial_id: int) -> bool:
-    """Whether the experiment's search wants no more of this trial; asked on the chief.
+    def __init__(self, info: det.ClusterInfo) -> None:
+        """Read the trial's settings.
 
-    Determined 0.38.1 does not preempt a trial that its search stops early, so without asking it
-    would train to its end. The decision follows a validation's report within a second or so.
-    """
-    for _ in range(_QUESTIONS):
-        time.sleep(_SECONDS_BETWEEN_QUESTIONS)
+        Raises:
+            ConfigError: the experiment's configuration is invalid.
+            HParamError: its hyperparameters are invalid. In a search, the trial ends here instead,
+                and the search continues without it.
+        """
+        self._info = info
         try:
-            answer = bindings.get_GetTrial(context._core.train._session, trialId=trial_id)
+            self.config: ExperimentConfig = parse_config(
+                experiment_config(info), info.trial.hparams
+            )
+        except (ConfigError, HParamError) as error:
+            if experiment_config(info)["searcher"]["name"] != "single":
+                _reject_trial(info, error)
+            raise
+        self.searched_trial = None if self.config.single else info.trial.trial_id
+
+    @contextmanager
+    def open(self) -> Iterator[pytorch.PyTorchTrialContext]:
+        """Join the other ranks, which Determined's launcher started."""
+        with pytorch.init(
+            hparams=as_dict(self.config.hparams), exp_conf=dict(self.config.raw)
+        ) as context:
+            yield context
+
+    def starting_point(self, context: pytorch.PyTorchTrialContext) -> StartingPoint:
+        """The newest valid checkpoint, the same on every rank.
+
+        A trial that starts from the checkpoint of another one has no earlier ones to fall back to.
+
+        Raises:
+            CheckpointError: the checkpoint of another trial is damaged.
+        """
+        start = self._newest_valid(context)
+        set_steps_completed(self._info, context, start.batches)
+        return start
+
+    def _newest_valid(self, context: pytorch.PyTorchTrialContext) -> StartingPoint:
+        if self._info.latest_checkpoint is None:
+            return StartingPoint()
+        newest = StartingPoint(self._info.latest_checkpoint, steps_completed(self._info))
+        damage = _damage(context, newest)
+        if damage is None:
+            return newest
+        if newest.batches == 0:
+            raise CheckpointError(damage)
+        _print(context, f"the checkpoint of batch {newest.batches} cannot be used: {damage}")
+        for earlier in self._earlier_checkpoints(context, newest):
+            damage = _damage(context, earlier)
+            if damage is None:
+                _print(context, f"going back to the valid checkpoint of batch {earlier.batches}")
+                return earlier
+            _print(context, f"the checkpoint of batch {earlier.batches} cannot be used: {damage}")
+        _print(context, "no valid checkpoint is left: starting at batch 0 again")
+        return StartingPoint()
+
+    def _earlier_checkpoints(
+        self, context: pytorch.PyTorchTrialContext, newest: StartingPoint
+    ) -> list[StartingPoint]:
+        """The trial's other completed checkpoints, newest first."""
+        points: list[StartingPoint] | None = None
+        if context.distributed.get_rank() == 0:
+            response = bindings.get_GetTrialCheckpoints(
+                trial_session(context),
+                id=self._info.trial.trial_id,
+                states=[bindings.checkpointv1State.COMPLETED],
+            )
+            found = [
+                StartingPoint(each.uuid, int(each.metadata.get("steps_completed", 0)))
+                for each in response.checkpoints
+                if each.uuid != newest.checkpoint
+            ]
+            points = sorted(
+                (each for each in found if 0 < each.batches <= newest.batches),
+                key=lambda each: each.batches,
+                reverse=True,
+            )
+        shared: list[StartingPoint] = context.distributed.broadcast(points)
+        return shared
+
+    def begin(self, context: pytorch.PyTorchTrialContext, run: Run) -> None:
+        """Print the settings, and store with the master what the trial runs on."""
+        hparams = run.config.hparams
+        print("hyperparameters:", changed_from_default(hparams), flush=True)
+        notice = random_backbone_notice(hparams)
+        if notice and run.start.checkpoint is None:
+            print(notice, flush=True)
+        set_trial_metadata(
+            context,
+            {
+                "versions": provenance.versions(),
+                "machine": provenance.machine(),
+                "device": provenance.device(),
+            },
+        )
+
+    def finish(self, run: Run, evaluate: Callable[[], Evaluation]) -> None:
+        """Nothing to do: the master has every metric and checkpoint."""
+
+
+def _reject_trial(info: det.ClusterInfo, error: Exception) -> None:
+    """End a search's trial for good; without this the master would try it again."""
+    with pytorch.init(hparams=info.trial.hparams, exp_conf=experiment_config(info)) as context:
+        if context.distributed.get_rank() == 0:
+            print_error(str(error))
+        raise det.InvalidHP(str(error))
+
+
+def search_has_stopped(context: pytorch.PyTorchTrialContext, trial_id: int) -> bool:
+    """Whether the experiment's search has stopped this trial; called on the chief.
+
+    Determined 0.38.1 does not preempt a trial that its search stops early, which would therefore
+    train to its end. The decision follows a validation's report within about a second.
+    """
+    for _ in range(_SEARCH_POLLS):
+        time.sleep(_SECONDS_BETWEEN_POLLS)
+        try:
+            answer = bindings.get_GetTrial(trial_session(context), trialId=trial_id)
         except (api.errors.APIException, api.errors.MasterNotFoundException, OSError):
-            return False  # it is asked again
+            return False  # asked again after the next report
         if answer.trial.state is bindings.trialv1State.STOPPING_COMPLETED:
             return True
     return False
 
 
-def _damage(context: pytorch.PyTorchTrialContext, point: ResumePoint) -> str | None:
-    """What is wrong with a checkpoint, as the chief sees it; None if nothing is."""
+def _damage(context: pytorch.PyTorchTrialContext, point: StartingPoint) -> str | None:
+    """What is wrong with a checkpoint, as the chief sees it; None for a valid one."""
     assert point.checkpoint is not None
     damage: str | None = None
     try:
-        with context._core.checkpoint.restore_path(point.checkpoint) as folder:
+        with checkpoint_files(context, point.checkpoint) as folder:
             if context.distributed.get_rank() == 0:
                 verify_digests(folder)
     except (CheckpointError, OSError) as error:
@@ -94,31 +183,6 @@ def _damage(context: pytorch.PyTorchTrialContext, point: ResumePoint) -> str | N
     return found[0] if found else None
 
 
-def _earlier_checkpoints(
-    context: pytorch.PyTorchTrialContext, info: det.ClusterInfo, first: ResumePoint
-) -> list[ResumePoint]:
-    """The trial's other finished checkpoints, newest first."""
-    points: list[ResumePoint] | None = None
-    if context.distributed.get_rank() == 0:
-        response = bindings.get_GetTrialCheckpoints(
-            context._core.train._session,
-            id=info.trial.trial_id,
-            states=[bindings.checkpointv1State.COMPLETED],
-        )
-        found = [
-            ResumePoint(each.uuid, int(each.metadata.get("steps_completed", 0)))
-            for each in response.checkpoints
-            if each.uuid != first.checkpoint
-        ]
-        points = sorted(
-            (each for each in found if 0 < each.batches <= first.batches),
-            key=lambda each: each.batches,
-            reverse=True,
-        )
-    shared: list[ResumePoint] = context.distributed.broadcast(points)
-    return shared
-
-
-def _say(context: pytorch.PyTorchTrialContext, text: str) -> None:
+def _print(context: pytorch.PyTorchTrialContext, text: str) -> None:
     if context.distributed.get_rank() == 0:
         print(text, flush=True)

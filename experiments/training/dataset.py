@@ -1,4 +1,4 @@
-"""The data set of an experiment: checked once a machine, then the same on every rank."""
+"""The data set of an experiment: checked once per machine, identical on every rank."""
 
 import socket
 
@@ -13,12 +13,12 @@ from experiments.settings.experiment import ExperimentConfig
 def load_splits(
     config: ExperimentConfig, distributed: core.DistributedContext
 ) -> tuple[Split, Split]:
-    """The training and validation split, looked at before anything is trained on them.
+    """The training and validation split, checked before training.
 
-    The first rank of each machine checks the files that lie there; the others take its word.
+    The first rank of each machine checks the files; the other ranks use its result.
 
     Raises:
-        DatasetError: one message that lists every problem found, or machines that disagree.
+        DatasetError: lists every problem found, or says how machines differ.
     """
     found = splits(config.data)
     names = (config.train_split or found[0], config.val_split or found[1])
@@ -32,18 +32,18 @@ def load_splits(
             loaded = list(validated.splits)
             for name, count in validated.left_out.items():
                 if count:
-                    print(f"{name}: {count} unusable images are left out (strict: false)")
+                    print(f"{name}: {count} unusable images are skipped (strict: false)")
         except DatasetError as error:
             failure = str(error)
-    # Every rank learns of every machine's failure, so that all stop with the message.
+    # Every rank learns of a failure on any machine, so that all stop with the message.
     failures = [each for each in distributed.allgather(failure) if each is not None]
     if failures:
         raise DatasetError(failures[0])
     versions = {each for each in distributed.allgather(version) if each is not None}
     if len(versions) > 1:
         raise DatasetError(
-            f"the machines hold {len(versions)} versions of {config.data}: {sorted(versions)}; "
-            "bring them to the same one (make coco-sync)"
+            f"the machines have {len(versions)} versions of {config.data}: {sorted(versions)}; "
+            "sync one version to all of them (make coco-sync)"
         )
     kept = distributed.broadcast_local(
         [split.image_ids for split in loaded] if loaded is not None else None
@@ -76,19 +76,19 @@ def _required_version(config: ExperimentConfig) -> str | None:
     if config.data_version is not None and version != config.data_version:
         raise DatasetError(
             f"{config.data} on host {socket.gethostname()} has version {version or 'none'}, and "
-            f"the experiment is for {config.data_version}: sync the data set to this host "
-            "(make coco-sync), or submit the experiment anew for what is there"
+            f"the experiment needs {config.data_version}: sync the data set to this host "
+            "(make coco-sync), or submit the experiment again to use the version there"
         )
     return version
 
 
 def _require_agreement(loaded: list[Split], distributed: core.DistributedContext) -> None:
-    """All machines must train on the same images, or ranks would mix two data sets."""
+    """Check that all machines have the same images; otherwise ranks would mix two data sets."""
     mine = tuple((split.name, len(split), int(split.image_ids.sum())) for split in loaded)
     for rank, theirs in enumerate(distributed.allgather(mine)):
         if theirs != mine:
             raise DatasetError(
                 f"rank {rank} found {theirs} where rank {distributed.get_rank()} found {mine} "
-                "(split, images, sum of image ids): the machines hold different data sets; bring "
-                "them to the same version"
+                "(split, images, sum of image ids): the machines have different data sets; sync "
+                "one version to all of them"
             )

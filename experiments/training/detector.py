@@ -1,4 +1,4 @@
-"""From hyperparameters to a detector with its first weights."""
+"""Builds the detector that the hyperparameters describe, with its initial weights."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from model import EfficientDet, build_detector, detector_config, load_weights
 
 
 def detector_overrides(hparams: HParams) -> dict[str, Any]:
-    """What the hyperparameters change of the named configuration, as `build_detector` takes it."""
+    """The hyperparameters' changes to the named configuration, as `build_detector` takes them."""
     chosen: dict[str, Any] = {
         "norm_momentum": hparams.bn_momentum,
         "norm_eps": hparams.bn_eps,
@@ -33,7 +33,7 @@ def detector_overrides(hparams: HParams) -> dict[str, Any]:
 
 
 def _fill_color(hparams: HParams, mean: tuple[float, ...]) -> tuple[int, ...] | None:
-    """The colour of padding as RGB in 0..255; None leaves the model's own."""
+    """The padding's colour as RGB in 0..255; None for the model's own."""
     color = hparams.fill_color
     if color == "mean" or (color is None and hparams.mean is not None):
         return tuple(round(255 * value) for value in mean)
@@ -50,7 +50,7 @@ def _three(values: list[float] | None) -> tuple[float, ...] | None:
 
 
 def random_backbone_notice(hparams: HParams) -> str | None:
-    """A line to print where a run's backbone starts from nothing, else None."""
+    """A line to print if the backbone starts from random weights, else None."""
     if hparams.pretrained_backbone or hparams.backbone_weights or hparams.weights:
         return None
     return (
@@ -64,12 +64,12 @@ def build_from_hparams(hparams: HParams, num_classes: int) -> EfficientDet:
 
     Args:
         hparams: the trial's hyperparameters.
-        num_classes: classes of the data set, where the hyperparameters leave it open.
+        num_classes: classes of the data set, used if the hyperparameters do not set them.
 
     Raises:
-        HParamError: no such model, image size or override, or weights that do not fit it or could
+        HParamError: the model, image size or an override is invalid, or weights do not fit or could
             not be downloaded; the message says which and what to do.
-        FileNotFoundError: weights that are not there; the message says where they belong.
+        FileNotFoundError: weights are missing; the message says where to put them.
     """
     try:
         return _build(hparams, num_classes)
@@ -85,7 +85,7 @@ def _build(hparams: HParams, num_classes: int) -> EfficientDet:
         hparams.model,
         hparams.num_classes or num_classes,
         (size[0], size[1]) if size is not None else None,
-        # A detector's checkpoint holds its backbone: nothing needs to be downloaded below it.
+        # A detector's checkpoint includes the backbone: no need to download that.
         pretrained_backbone=hparams.pretrained_backbone and hparams.weights is None,
         backbone_weights=Path(hparams.backbone_weights) if hparams.backbone_weights else None,
         **detector_overrides(hparams),

@@ -1,4 +1,4 @@
-"""Loaders in the form that Determined's trainer takes them."""
+"""Loaders in the form that Determined's trainer expects."""
 
 from collections.abc import Iterator
 
@@ -12,9 +12,9 @@ Batch = dict[str, Tensor]
 
 
 class RankShard(IterableDataset):
-    """One rank's evaluation batches, for the torch DataLoader that Determined insists on.
+    """One rank's evaluation batches, for the torch DataLoader that Determined requires.
 
-    It also insists on at least one batch a rank; one without images gets a batch of none.
+    It also requires at least one batch per rank: a rank without images gets an empty one.
     """
 
     def __init__(self, loader: EvalLoader) -> None:
@@ -27,7 +27,7 @@ class RankShard(IterableDataset):
 
 
 class PinnedBatches:
-    """Batches copied into page-locked memory, from where a GPU fetches them while it computes."""
+    """Batches in page-locked memory, from which a GPU can copy them while it computes."""
 
     def __init__(self, loader: TrainLoader | FakeLoader) -> None:
         self._loader = loader

@@ -1,4 +1,4 @@
-"""When the trainer stops to report, validate or save."""
+"""At which batches the trainer reports, validates or saves."""
 
 from collections.abc import Container
 from dataclasses import dataclass
@@ -8,11 +8,11 @@ from dataclasses import dataclass
 class StepInterval(Container):
     """The batch numbers at which a period ends, and the last batch of the run.
 
-    Determined's trainer asks whether the batch that it just counted is contained. After a resume
-    without a cluster it counts from 0 again: `offset` is what was trained before.
+    Determined's trainer tests each batch number for membership. After a resume without a cluster it
+    counts from 0 again: `offset` is the number of batches trained before.
     """
 
-    period: int  # batches; 0 is never
+    period: int  # batches; 0 means never
     offset: int
     last: int
 

@@ -1,31 +1,35 @@
-"""The folder of a run without a cluster: what it was started with, where it is, how it ended."""
+"""A run without a cluster, in a folder of its own: settings, checkpoints, metrics, report."""
 
 import json
+import os
 import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from determined import pytorch
 from rich.console import Console
 
-from cocodata import Split
 from cocodata.files import write_atomically
 from cocodata.format.manifest import read_manifest
 from cocodata.text import duration
 from experiments.checkpoints.contents import CheckpointError, verify_digests
-from experiments.checkpoints.local import LocalCheckpoints, SavedCheckpoint
+from experiments.checkpoints.local import LocalCheckpoints
+from experiments.evaluation.loop import Evaluation
 from experiments.evaluation.report import sample_pictures, write_report
 from experiments.runtime import provenance
+from experiments.runtime.communication import chief_decides, start_distributed
 from experiments.settings.experiment import ExperimentConfig
-from experiments.settings.hparams import as_dict
+from experiments.settings.hparams import as_dict, changed_from_default
+from experiments.training.detector import random_backbone_notice
+from experiments.training.run import Run, StartingPoint
 from reporting.tables import metrics_table
-
-if TYPE_CHECKING:
-    from experiments.training.trial import EfficientDetTrial
 
 _STARTED = "run.json"
 _FINISHED = "summary.json"
-# What may change between the parts of one run, since no batch or weight depends on it.
+# Settings that may differ between the parts of one run, since no batch or weight depends on them.
 _FREE = {"input_threads", "input_device", "pin_mem", "compile", "eval_batch_size"}
 
 
@@ -33,45 +37,155 @@ class RunError(RuntimeError):
     """A run folder that this run cannot use; the message says why and what to do."""
 
 
-def checkpoints(out: Path) -> LocalCheckpoints:
-    """The checkpoints of the run in a folder."""
-    return LocalCheckpoints(out)
+class LocalRun:
+    """The run in a folder. The folder keeps its record, and only the first rank needs to have it.
 
-
-def remove(out: Path) -> None:
-    """Delete an earlier run.
-
-    Raises:
-        RunError: the folder holds something else.
+    Args:
+        config: the run's settings.
+        folder: its folder, an absolute path.
+        fresh: delete an earlier run in the folder.
+        skip_damaged: resume from the newest valid checkpoint, even if newer ones are damaged.
     """
-    if not out.exists():
+
+    searched_trial: int | None = None
+
+    def __init__(
+        self, config: ExperimentConfig, folder: Path, *, fresh: bool, skip_damaged: bool
+    ) -> None:
+        self.config = config
+        self.folder: Path = folder
+        self._fresh = fresh
+        self._skip_damaged = skip_damaged
+        self._start = StartingPoint()
+        self._began = time.monotonic()
+
+    @contextmanager
+    def open(self) -> Iterator[pytorch.PyTorchTrialContext]:
+        """Join the other ranks, and point Determined to the run's folder.
+
+        Raises:
+            RunError: the folder contains another run, or something else.
+            CheckpointError: the newest checkpoint is damaged.
+        """
+        distributed = start_distributed()
+        self._start = chief_decides(distributed, self._find_start)
+        os.environ["XDG_DATA_HOME"] = str(LocalCheckpoints(self.folder).data_home)
+        # Determined copies the working directory into each checkpoint: give it an empty one.
+        work = self.folder / "work"
+        work.mkdir(parents=True, exist_ok=True)
+        os.chdir(work)
+        with pytorch.init(
+            hparams=as_dict(self.config.hparams),
+            exp_conf=dict(self.config.raw),
+            distributed=distributed,
+            enable_tensorboard_logging=False,  # the run's record writes it
+        ) as context:
+            yield context
+
+    def starting_point(self, context: pytorch.PyTorchTrialContext) -> StartingPoint:
+        """The newest checkpoint in the folder, found when the run was opened."""
+        if self._start.finished and context.distributed.get_rank() == 0:
+            print(f"this run is finished: see {self.folder}, or give --fresh to train it again")
+        return self._start
+
+    def _find_start(self) -> StartingPoint:
+        if self._fresh:
+            _delete_run(self.folder)
+        if not self._require_same_run():
+            return StartingPoint()
+        finished = (self.folder / _FINISHED).is_file()
+        saved = LocalCheckpoints(self.folder)
+        for checkpoint in reversed(saved.all()):
+            try:
+                verify_digests(saved.folder(checkpoint))
+            except CheckpointError as error:
+                if not self._skip_damaged:
+                    raise CheckpointError(
+                        f"{error}. --skip-damaged goes back to the newest valid one"
+                    ) from error
+                print(f"skipping the checkpoint of batch {checkpoint.batches}: {error}", flush=True)
+                continue
+            return StartingPoint(checkpoint.uuid, checkpoint.batches, finished)
+        return StartingPoint(finished=finished)
+
+    def _require_same_run(self) -> bool:
+        """Check that the folder contains this run; False if it is empty or missing."""
+        started = self.folder / _STARTED
+        if not started.is_file():
+            if self.folder.is_dir() and any(self.folder.iterdir()):
+                raise RunError(
+                    f"{self.folder}: is not empty and not a run; give an empty or new folder"
+                )
+            return False
+        before = json.loads(started.read_text(encoding="utf-8"))["identity"]
+        now = json.loads(json.dumps(_identity(self.config)))
+        changed = [
+            f"{name}: {before.get(name)!r} -> {now.get(name)!r}"
+            for name in sorted(before.keys() | now.keys())
+            if before.get(name) != now.get(name)
+        ]
+        if changed:
+            raise RunError(
+                f"{self.folder}: contains a run with other settings ({'; '.join(changed)}); give "
+                "another folder (--out), or --fresh to delete that run"
+            )
+        return True
+
+    def begin(self, context: pytorch.PyTorchTrialContext, run: Run) -> None:
+        """Record what the run is, and delete what a kill left incomplete."""
+        LocalCheckpoints(self.folder).remove_unlisted()
+        manifest = read_manifest(self.config.data)
+        content = {
+            "identity": _identity(self.config),
+            "config": dict(self.config.raw),
+            "data_version": manifest.version if manifest is not None else None,
+            "images": {run.train.name: len(run.train), run.val.name: len(run.val)},
+            "commit": provenance.commit(),
+            "versions": provenance.versions(),
+            "machine": provenance.machine(),
+        }
+        write_atomically(self.folder / _STARTED, json.dumps(content, indent=1))
+        self._began = time.monotonic()
+        print(_opening_lines(run), flush=True)
+
+    def finish(self, run: Run, evaluate: Callable[[], Evaluation]) -> None:
+        """Write the summary and the report, and print where they are."""
+        seconds = time.monotonic() - self._began
+        saved = LocalCheckpoints(self.folder)
+        best = saved.best()
+        if best is None:
+            raise RunError(f"{self.folder}: the run ended without a checkpoint; was one deleted?")
+        summary = {
+            "batches": run.total_batches,
+            "seconds": seconds,
+            "best_checkpoint": str(saved.folder(best).relative_to(self.folder)),
+            "best_batches": best.batches,
+        }
+        write_atomically(self.folder / _FINISHED, json.dumps(summary, indent=1))
+        evaluation = evaluate()
+        report = write_report(
+            self.folder,
+            pictures=sample_pictures(run.val, evaluation.detections),
+            names=run.val.categories.name_of,
+        )
+        Console().print(metrics_table(evaluation.result.metrics))
+        print(
+            f"finished: {run.total_batches} batches, {duration(seconds)} in this process\n"
+            f"the report is {report}",
+            flush=True,
+        )
+
+
+def _delete_run(folder: Path) -> None:
+    if not folder.exists():
         return
-    if any(out.iterdir()) and not (out / _STARTED).is_file():
-        raise RunError(f"{out}: is not the folder of a run, so it is not deleted; give another one")
-    shutil.rmtree(out)
-
-
-def with_absolute_paths(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration with paths that stay right when the working directory changes."""
-    data = dict(raw.get("data") or {})
-    if data.get("path"):
-        data["path"] = str(Path(data["path"]).resolve())
-    hyperparameters = dict(raw.get("hyperparameters") or {})
-    for name in ("weights", "backbone_weights"):
-        value = hyperparameters.get(name)
-        # A published checkpoint may be named without a path.
-        if isinstance(value, str) and Path(value).exists():
-            hyperparameters[name] = str(Path(value).resolve())
-    return {**raw, "data": data, "hyperparameters": hyperparameters}
-
-
-def is_finished(out: Path) -> bool:
-    """Whether the run in the folder came to its end."""
-    return (out / _FINISHED).is_file()
+    if any(folder.iterdir()) and not (folder / _STARTED).is_file():
+        raise RunError(f"{folder}: is not the folder of a run and was not deleted; give another")
+    shutil.rmtree(folder)
 
 
 def _identity(config: ExperimentConfig) -> dict[str, Any]:
-    """What makes two runs the same run."""
+    """The settings that make two runs the same run."""
     kept = {name: value for name, value in as_dict(config.hparams).items() if name not in _FREE}
     periods = {
         "min_validation_period": vars(config.validation_period),
@@ -80,95 +194,16 @@ def _identity(config: ExperimentConfig) -> dict[str, Any]:
     return {**kept, **periods, "data": str(config.data)}
 
 
-def resume_point(
-    out: Path, config: ExperimentConfig, *, skip_damaged: bool
-) -> SavedCheckpoint | None:
-    """The checkpoint to go on from; None to begin.
-
-    Args:
-        out: the run's folder.
-        config: what the run is to be.
-        skip_damaged: go back past damaged checkpoints to the newest sound one.
-
-    Raises:
-        RunError: the folder holds another run, or something else.
-        CheckpointError: the newest checkpoint is damaged; the message names the file.
-    """
-    started = out / _STARTED
-    if not started.is_file():
-        if out.is_dir() and any(out.iterdir()):
-            raise RunError(f"{out}: is not empty and not a run; give an empty or new folder")
-        return None
-    before = json.loads(started.read_text(encoding="utf-8"))["identity"]
-    now = json.loads(json.dumps(_identity(config)))
-    changed = [
-        f"{name}: {before.get(name)!r} -> {now.get(name)!r}"
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name)
+def _opening_lines(run: Run) -> str:
+    hparams = run.config.hparams
+    start = f"resuming at batch {run.first_batch}" if run.first_batch else "starting"
+    lines = [
+        f"{start}: {hparams.model} on {run.config.data} ({len(run.train)} training, "
+        f"{len(run.val)} validation images), {run.total_batches} batches of "
+        f"{hparams.global_batch_size} over {run.communicator.size} rank(s)",
+        f"hyperparameters: {json.dumps(changed_from_default(hparams))}",
     ]
-    if changed:
-        raise RunError(
-            f"{out}: holds a run with other settings ({'; '.join(changed)}); give another folder "
-            "(--out), or --fresh to delete that run"
-        )
-    saved = LocalCheckpoints(out)
-    for checkpoint in reversed(saved.all()):
-        try:
-            verify_digests(saved.folder(checkpoint))
-        except CheckpointError as error:
-            if not skip_damaged:
-                raise CheckpointError(
-                    f"{error}. --skip-damaged goes back to the newest sound one"
-                ) from error
-            print(f"skipping the checkpoint of batch {checkpoint.batches}: {error}", flush=True)
-            continue
-        return checkpoint
-    return None
-
-
-def begin(out: Path, config: ExperimentConfig, train: Split, val: Split) -> None:
-    """Write down what the run is, before its first batch; clear away what a kill left half-done."""
-    out.mkdir(parents=True, exist_ok=True)
-    LocalCheckpoints(out).remove_unlisted()
-    content = {
-        "identity": _identity(config),
-        "config": dict(config.raw),
-        "data_version": _data_version(config.data),
-        "images": {train.name: len(train), val.name: len(val)},
-        "commit": provenance.commit(),
-        "versions": provenance.versions(),
-        "machine": provenance.machine(),
-    }
-    write_atomically(out / _STARTED, json.dumps(content, indent=1))
-
-
-def _data_version(data: Path) -> str | None:
-    manifest = read_manifest(data)
-    return manifest.version if manifest is not None else None
-
-
-def finish(out: Path, trial: "EfficientDetTrial", seconds: float) -> None:
-    """Write the summary and the report of a run that reached its last batch, and say where."""
-    saved = LocalCheckpoints(out)
-    best = saved.best()
-    if best is None:
-        raise RunError(f"{out}: the run ended without a checkpoint; was one deleted?")
-    summary = {
-        "batches": trial.position,
-        "seconds": seconds,
-        "best_checkpoint": str(saved.folder(best).relative_to(out)),
-        "best_batches": best.batches,
-    }
-    write_atomically(out / _FINISHED, json.dumps(summary, indent=1))
-    evaluation = trial.last_evaluation()
-    report = write_report(
-        out,
-        pictures=sample_pictures(trial.run.val, evaluation.detections),
-        names=trial.run.val.categories.name_of,
-    )
-    Console().print(metrics_table(evaluation.result.metrics))
-    print(
-        f"finished: {trial.position} batches, {duration(seconds)} in this process\n"
-        f"look at {report}",
-        flush=True,
-    )
+    notice = random_backbone_notice(hparams)
+    if notice and not run.first_batch:
+        lines.append(notice)
+    return "\n".join(lines)

@@ -15,8 +15,8 @@ LOSSES = ("loss", "class_loss", "box_loss")
 class TrainingReducer(pytorch.MetricReducer):
     """Means of the losses since the last report, and images/s.
 
-    Sums stay on the device until a report is due: copying each batch's losses, as Determined does
-    with what train_batch returns, would make the GPU wait after every step.
+    Sums stay on the device until a report is due. Copying each batch's losses, as Determined does
+    with the values that train_batch returns, would make the GPU wait after every step.
     """
 
     def __init__(self, progress: TrainingProgress) -> None:
@@ -24,7 +24,7 @@ class TrainingReducer(pytorch.MetricReducer):
         self.reset()
 
     def reset(self) -> None:
-        """Begin a reporting period."""
+        """Start a reporting period."""
         self._sums: list[Any] = []
         self._batches = 0
         self._progress.start_window()
@@ -44,7 +44,7 @@ class TrainingReducer(pytorch.MetricReducer):
         return metrics | {"images_per_second": self._progress.images_per_second()}
 
     def cross_slot_reduce(self, per_slot_metrics: list[dict[str, float]]) -> dict[str, float]:
-        """The means over the ranks; each rank's losses are already a share of the global batch."""
+        """The means over the ranks; each rank's losses are normalized by the global batch."""
         count = len(per_slot_metrics)
         return {
             name: sum(metrics[name] for metrics in per_slot_metrics) / count
@@ -53,7 +53,7 @@ class TrainingReducer(pytorch.MetricReducer):
 
 
 class EvaluationReducer(pytorch.MetricReducer):
-    """COCO's metrics and the losses of the whole validation split."""
+    """COCO's metrics and the losses on the whole validation split."""
 
     def __init__(self, evaluator: SplitEvaluator, communicator: Communicator) -> None:
         self._evaluator = evaluator
@@ -61,14 +61,14 @@ class EvaluationReducer(pytorch.MetricReducer):
         self.last: Evaluation | None = None
 
     def reset(self) -> None:
-        """Begin an evaluation."""
+        """Start an evaluation."""
         self._evaluator.reset()
 
     def per_slot_reduce(self) -> dict[str, Any]:
-        """The metrics of all ranks' images, from rank 0.
+        """The metrics over all ranks' images.
 
-        The detections travel as tensors, so the ranks meet here and not in `cross_slot_reduce`,
-        which would have them pickled.
+        Detections are gathered here, as tensors, because Determined would pickle what
+        `cross_slot_reduce` receives.
         """
         self.last = self._evaluator.gather(self._communicator)
         return self.last.metrics

@@ -1,4 +1,4 @@
-"""Optimizer, learning-rate schedule and gradient clipping: timm's, by hyperparameters."""
+"""Optimizer, learning-rate schedule and gradient clipping, built with timm."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -28,14 +28,13 @@ def scaled_lr(hparams: HParams) -> float:
 
 
 def build_optimizer(model: nn.Module, hparams: HParams) -> torch.optim.Optimizer:
-    """The optimizer over the model's parameters; biases and norms are not decayed.
+    """The optimizer of the model's parameters; biases and norms have no weight decay.
 
-    A name that begins with "fused" is the optimizer without it. timm's optimizers of these names
-    need NVIDIA's apex. torch's own fused kernels round differently from its other ones, and its
-    fused SGD must not run under a loss scaler: it makes momentum buffers in uninitialized memory
-    at the first step, is called even where gradients overflowed, and takes what the buffers
-    hold for momentum at the next step. On a GPU torch steps all parameters in a few launches
-    without them.
+    A "fused" in front of a name is ignored. timm's optimizers with such names need NVIDIA's apex.
+    torch's own fused kernels round differently from its other ones, and its fused SGD must not be
+    used with a loss scaler: the first step allocates momentum buffers without initializing them,
+    runs even if gradients overflowed, and the next step then reads garbage as momentum. Without
+    fused kernels, torch still updates all parameters on a GPU in a few launches.
 
     Raises:
         HParamError: timm has no optimizer of that name.
@@ -61,16 +60,16 @@ def build_optimizer(model: nn.Module, hparams: HParams) -> torch.optim.Optimizer
 class Schedule:
     """The learning rate of every optimizer step: timm's schedules, as effdet's train.py uses them.
 
-    `epochs` is the length of the schedule, its warm-up included; then come `cooldown_epochs` more
-    at the rate that it ends with. (effdet gives step, plateau and constant no cooldown. Here they
-    have one too, so that all trials of a search are equally long.)
+    `epochs` is the length of the schedule including its warm-up. `cooldown_epochs` more follow at
+    the final rate. (In effdet, step, plateau and constant have no cooldown. Here they do, so that
+    all trials of a search have the same length.)
 
-    effdet sets the rate after every epoch. Here it is set before every update: at the start of an
-    epoch it is effdet's, and from there warm-up and annealing move on to the next epoch's rate
-    instead of waiting for it. Noise is one factor for a whole epoch, as effdet's is.
+    effdet sets the rate once per epoch. Here it is set before every update: at the start of an
+    epoch it equals effdet's, and during the epoch warm-up and annealing approach the next epoch's
+    rate. Noise is one factor per epoch, as in effdet.
 
-    The rate is a function of the step alone, so that a resumed run needs nothing but its position.
-    Only plateau depends on the metrics seen so far, which `state_dict` holds.
+    The rate depends on the step alone, so that a resumed run only needs its position. Only plateau
+    depends on earlier metrics, which are in `state_dict`.
     """
 
     def __init__(
@@ -94,7 +93,7 @@ class Schedule:
             if on_plateau
             else None
         )
-        # Before noise. Of plateau, the warm-up only.
+        # Without noise. For plateau, only the warm-up.
         self._annealing, _ = create_scheduler_v2(
             _rate_holder(rates),
             sched="constant" if on_plateau else hparams.sched,
@@ -108,7 +107,7 @@ class Schedule:
             step_on_epochs=False,
             updates_per_epoch=updates_per_epoch,
         )
-        # A schedule that is 1 but for its noise.
+        # A constant rate of 1 with noise: the noise factor of each epoch.
         self._noise, _ = create_scheduler_v2(
             _rate_holder([1.0]),
             sched="constant",
@@ -118,8 +117,8 @@ class Schedule:
             noise_std=hparams.lr_noise_std,
             noise_seed=hparams.seed,
         )
-        # effdet never steps its schedule before the first epoch, and timm's plateau has no noise
-        # in its warm-up.
+        # effdet does not step its schedule before the first epoch, and timm's plateau has no noise
+        # during warm-up.
         self._last_epoch_without_noise = hparams.warmup_epochs if on_plateau else 0
 
     def set(self, step: int) -> float:
@@ -131,30 +130,30 @@ class Schedule:
         return float(groups[0]["lr"])
 
     def _rates_before_noise(self, step: int) -> list[float]:
-        """The rate of every parameter group."""
+        """The rate of each parameter group."""
         if self._plateau is not None and step >= self._warmup_updates:
             return [float(rate) for rate in self._plateau.get_last_lr()]
         self._annealing.step_update(step)
         return [float(group["lr"]) for group in self._annealing.optimizer.param_groups]
 
     def _noise_factor(self, epoch: int) -> float:
-        """What all of an epoch's rates are multiplied by."""
+        """The factor of all rates of an epoch."""
         if epoch <= self._last_epoch_without_noise:
             return 1.0
         self._noise.step(epoch)
         return float(self._noise.optimizer.param_groups[0]["lr"])
 
     def validated(self, step: int, metric: float) -> None:
-        """Tell a plateau schedule the validation metric (more is better) after `step` steps."""
+        """Give a plateau schedule the validation metric (higher is better) after `step` steps."""
         if self._plateau is not None and step > self._warmup_updates:
             self._plateau.step(metric)
 
     def state_dict(self) -> dict[str, Any]:
-        """What the position does not tell: a plateau's memory."""
+        """The state of plateau, the only one that does not follow from the position."""
         return {"plateau": self._plateau.state_dict()} if self._plateau is not None else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         if self._plateau is None or not state:
             return
         self._plateau.load_state_dict(state["plateau"])
@@ -164,10 +163,10 @@ class Schedule:
 
 
 def _rate_holder(rates: list[float]) -> torch.optim.Optimizer:
-    """An optimizer of nothing with a parameter group for every rate.
+    """A dummy optimizer with one parameter group per rate.
 
-    Schedulers keep their rates in an optimizer. In one of their own the rates stay free of noise,
-    and a checkpoint's, which has it, does not get there.
+    Schedulers keep their rates in an optimizer. In a separate one, the rates are free of noise and
+    are not overwritten with a checkpoint's noisy ones.
     """
     return torch.optim.SGD([{"params": [torch.zeros(1)], "lr": rate} for rate in rates])
 
@@ -175,20 +174,20 @@ def _rate_holder(rates: list[float]) -> torch.optim.Optimizer:
 def gradient_clipper(
     hparams: HParams, model: nn.Module
 ) -> Callable[[Iterable[Tensor]], None] | None:
-    """A function that clips the parameters' gradients in place; None where they are left.
+    """A function that clips gradients in place; None for no clipping.
 
-    Adaptive clipping leaves the prediction layers out, as it does the last layer of a classifier
+    Adaptive clipping skips the prediction layers, just as it skips a classifier's last layer
     (Brock et al., High-Performance Large-Scale Image Recognition, section 4.1).
     """
     limit = hparams.clip_grad
     if limit is None:
         return None
-    left_out = set()
+    skipped = set()
     if hparams.clip_mode == "agc":
-        left_out = {id(p) for name, p in model.named_parameters() if "predict" in name.split(".")}
+        skipped = {id(p) for name, p in model.named_parameters() if "predict" in name.split(".")}
 
     def clip(parameters: Iterable[Tensor]) -> None:
-        clipped = [parameter for parameter in parameters if id(parameter) not in left_out]
+        clipped = [parameter for parameter in parameters if id(parameter) not in skipped]
         dispatch_clip_grad(clipped, limit, mode=hparams.clip_mode)
 
     return clip

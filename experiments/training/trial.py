@@ -2,8 +2,6 @@
 
 import contextlib
 from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,20 +10,19 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from cocodata import Split
 from experiments.checkpoints.detectors import detector_description
 from experiments.evaluation import CocoGroundTruth
 from experiments.evaluation.inference import evaluation_input
 from experiments.evaluation.loop import Evaluation, SplitEvaluator, evaluate_detector
 from experiments.input import EvalLoader, FakeLoader, InputConfig, TrainLoader
-from experiments.runtime.communication import Communicator, HorovodCommunicator
-from experiments.settings.experiment import ExperimentConfig
+from experiments.runtime.communication import HorovodCommunicator
 from experiments.settings.hparams import HParams
 from experiments.training.callbacks import RunRecorder, TrainerState
 from experiments.training.detector import build_from_hparams, detector_overrides
 from experiments.training.determined_loaders import PinnedBatches, RankShard
 from experiments.training.metrics import EvaluationReducer, TrainingReducer
 from experiments.training.optimization import Schedule, build_optimizer, gradient_clipper
+from experiments.training.run import Run
 from model import (
     AnchorTargets,
     DetectionLoss,
@@ -37,25 +34,6 @@ from model import (
 from reporting.progress import TrainingProgress
 
 Batch = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a trial runs on: its configuration, data, ranks and place in time."""
-
-    config: ExperimentConfig
-    train: Split
-    val: Split
-    communicator: Communicator
-    first_batch: int  # batches that were trained before this process began
-    batches_per_epoch: int
-    folder: Path | None  # of a run without a cluster; Determined keeps the others
-    searched_trial: int | None = None  # id of a trial that a search may stop early
-
-    @property
-    def total_batches(self) -> int:
-        """Batches of the whole run."""
-        return self.config.hparams.total_epochs * self.batches_per_epoch
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

@@ -33,8 +33,8 @@ class _Connection:
 
     name, master = "main", "https://10.0.0.1:8443"
 
-    def login(self) -> Any:
-        return SimpleNamespace(_session=None)
+    def session(self) -> None:
+        return None
 
 
 def _with_agents(monkeypatch: pytest.MonkeyPatch, *agents: tuple[int, bool]) -> Any:

@@ -11,7 +11,8 @@ from cocodata import load_split
 from experiments.runtime.communication import SingleProcess
 from experiments.settings.experiment import parse_config
 from experiments.settings.hparams import as_dict
-from experiments.training.trial import EfficientDetTrial, Run
+from experiments.training.run import Run
+from experiments.training.trial import EfficientDetTrial
 
 
 @contextlib.contextmanager
@@ -31,8 +32,6 @@ def local_trial(data: Path, batches_per_epoch: int, **hparams: Any) -> Iterator[
             train=load_split(data, "train2017"),
             val=load_split(data, "val2017"),
             communicator=SingleProcess(),
-            first_batch=0,
             batches_per_epoch=batches_per_epoch,
-            folder=None,
         )
         yield EfficientDetTrial(context, run)

@@ -3,7 +3,8 @@ import os
 
 import pytest
 
-from experiments.input import InputConfig, default_threads
+from experiments.input import InputConfig
+from experiments.runtime.process import default_threads
 
 
 @pytest.mark.parametrize(

@@ -10,15 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.overlays import overlay_arguments
-from experiments.settings.experiment import (
-    ConfigError,
-    Period,
-    apply_overlay,
-    apply_settings,
-    parse_config,
-    read_yaml,
-)
+from experiments.settings.experiment import Period, load_config, parse_config
 from experiments.settings.hparams import HParamError
+from experiments.settings.yaml_files import ConfigError, merge, parse_settings, read_yaml
 from experiments.training.intervals import StepInterval
 from experiments.training.trial import step_seed
 
@@ -26,9 +20,8 @@ DATA = {"data": {"path": "/data/coco"}}
 
 
 def test_settings_are_hyperparameters_read_as_yaml() -> None:
-    config = {**DATA, "hyperparameters": {"lr": 0.1}}
-    apply_settings(config, ["lr=1e-2", "amp=true", "lr_noise=[0.1, 0.2]", "weights=null"])
-    hparams = parse_config(config).hparams
+    settings = parse_settings(["lr=1e-2", "amp=true", "lr_noise=[0.1, 0.2]", "weights=null"])
+    hparams = parse_config({**DATA, "hyperparameters": {"lr": 0.1, **settings}}).hparams
     assert (hparams.lr, hparams.amp, hparams.lr_noise, hparams.weights) == (
         0.01,
         True,
@@ -36,7 +29,28 @@ def test_settings_are_hyperparameters_read_as_yaml() -> None:
         None,
     )
     with pytest.raises(ConfigError, match="name=value"):
-        apply_settings(config, ["lr"])
+        parse_settings(["lr"])
+
+
+def test_one_pass_applies_overlays_settings_and_absolute_paths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "w.pth").touch()
+    files = [tmp_path / name for name in ("base.yaml", "one.yaml", "two.yaml")]
+    contents = [
+        {"data": {"path": "a", "val": "v"}, "hyperparameters": {"lr": 0.1, "weights": "w.pth"}},
+        {"hyperparameters": {"lr": 0.2, "epochs": 20}},
+        {"hyperparameters": {"epochs": 30}, "scheduling_unit": 7},
+    ]
+    for file, content in zip(files, contents, strict=True):
+        file.write_text(yaml.safe_dump(content))
+    config = load_config(files[0], overlays=files[1:], settings=["lr=0.3"], data=Path("b"))
+    assert (config.hparams.lr, config.hparams.epochs, config.reporting_batches) == (0.3, 30, 7)
+    assert (config.data, config.val_split) == (tmp_path / "b", "v")
+    assert config.hparams.weights == str(tmp_path / "w.pth")
+    assert parse_config(config.raw) == config
+    assert load_config(files[0]).data == tmp_path / "a"
 
 
 def test_a_searchers_values_win_and_written_out_constants_are_read() -> None:
@@ -116,7 +130,7 @@ def test_overlays_change_a_configuration_as_determineds_command_line_does(
     ours = read_yaml(Path(f"experiments/{name}.yaml"))
     theirs = ntsc.parse_config_overrides(copy.deepcopy(ours), overlay_arguments(files)[1::2])
     for file in files:
-        apply_overlay(ours, read_yaml(file))
+        ours = merge(ours, read_yaml(file))
     if name != "adaptive":  # its values are the searcher's
         parse_config(ours)
     assert ours == theirs
@@ -168,8 +182,7 @@ def test_what_names_its_kind_replaces_and_the_rest_merges(
 ) -> None:
     """Off a cluster and through Determined's command line alike."""
     (section,) = change
-    here = copy.deepcopy(_BASE)
-    apply_overlay(here, change)
+    here = merge(_BASE, change)
     assert here == {**_BASE, section: result}
     file = tmp_path / "overlay.yaml"
     file.write_text(yaml.safe_dump(change))

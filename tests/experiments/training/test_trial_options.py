@@ -9,7 +9,7 @@ import pytest
 
 from cocodata import load_split
 from experiments.checkpoints.detectors import load_detector
-from experiments.training.local_run import checkpoints
+from experiments.checkpoints.local import LocalCheckpoints
 from tests.experiments import launched
 
 SHORT: dict[str, Any] = {"epochs": 1, "warmup_epochs": 0, "cooldown_epochs": 0}
@@ -55,9 +55,9 @@ def test_options_train_to_the_end(options: dict[str, Any], mini_coco: Path, tmp_
     output = launched.run(config, out)
     if "val_skip" in options:
         assert "on 7 validation images" in output  # of 19
-    newest = checkpoints(out).newest()
+    newest = LocalCheckpoints(out).newest()
     assert newest is not None
-    detector = load_detector(checkpoints(out).folder(newest))
+    detector = load_detector(LocalCheckpoints(out).folder(newest))
     size = options.get("image_size", [128, 128])
     assert list(detector.config.image_size) == size
     assert detector.config.num_classes == load_split(mini_coco, "val2017").categories.num_classes

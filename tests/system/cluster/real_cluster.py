@@ -18,6 +18,7 @@ from cluster.local import LocalCluster
 from cluster.overlays import config_arguments
 from cluster.submit import submit
 from experiments.checkpoints.detectors import allow_checkpoint_globals
+from experiments.runtime.determined_internals import session_of
 from tests.experiments.launched import HPARAMS
 
 DATA_IN_TRIALS = "/data/coco"
@@ -70,7 +71,7 @@ class RealCluster:
     @property
     def session(self) -> Any:
         """The session, for API calls that Determined's SDK has no method for."""
-        return self.master._session
+        return session_of(self.master)
 
     def container(self, service: str, number: int = 1) -> str:
         """Return the name of a service's container."""
