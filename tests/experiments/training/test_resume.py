@@ -143,7 +143,7 @@ def test_a_run_folder_is_one_run(mini_coco: Path, tmp_path: Path) -> None:
     )
     out = tmp_path / "run"
     first = launched.run(config, out)
-    assert "look at" in first
+    assert f"the report is {out}" in first.replace("\n", "")
     report = (out / "report" / "README.md").read_text()
     assert "AP50" in report
     for name in ("loss.png", "ap.png", "detections.png"):

@@ -155,7 +155,7 @@ def test_a_damaged_checkpoint(damage: Any, cluster: RealCluster, undisturbed: An
     resume(cluster, experiment, trial, f"checkpoint damaged ({damage.__name__})")
     logs = cluster.trial_logs(trial)
     assert "is damaged" in logs
-    assert f"going back to the sound checkpoint of batch {valid}" in logs
+    assert f"going back to the valid checkpoint of batch {valid}" in logs
     assert_undisturbed(cluster, trial, undisturbed)
 
 
