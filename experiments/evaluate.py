@@ -28,7 +28,7 @@ from experiments.evaluation.loop import evaluate_detector  # noqa: E402
 from experiments.evaluation.report import sample_pictures, save_image  # noqa: E402
 from experiments.input import SampleError  # noqa: E402
 from reporting.progress import print_error  # noqa: E402
-from reporting.tables import class_table, metrics_table, shown  # noqa: E402
+from reporting.tables import class_table, format_metric, metrics_table  # noqa: E402
 
 
 def evaluate(
@@ -84,7 +84,7 @@ def evaluate(
     pictures = sample_pictures(split, evaluation.detections)
     save_image(contact_sheet(pictures, split.categories.name_of), out / "detections.png")
     console.print(
-        f"AP {shown(result.metrics['AP'])}, {len(split) / seconds:.1f} images/s, "
+        f"AP {format_metric(result.metrics['AP'])}, {len(split) / seconds:.1f} images/s, "
         f"{result.num_detections} detections; look at {out}",
         highlight=False,
         soft_wrap=True,

@@ -1,4 +1,4 @@
-"""The 12 numbers of COCO's detection challenge: their names, order and meaning."""
+"""COCO's 12 detection metrics: names, order and meaning."""
 
 MEANINGS: dict[str, str] = {
     "AP": "average precision, mean over IoU .50 to .95",

@@ -1,4 +1,4 @@
-"""Curves of a run, from plain series: of a local run's record or of Determined's."""
+"""Plots of a run's metrics, from plain series."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,20 +9,20 @@ from matplotlib.figure import Figure
 from cocodata.files import atomic_path
 
 Series = tuple[Sequence[float], Sequence[float]]
-"""x and y of a curve, of one length."""
+"""x and y of a curve, of equal length."""
 
-# Okabe and Ito's colours, which people who see colours differently can tell apart.
+# Okabe and Ito's palette, which colour-blind people can distinguish.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _INK = "#333333"
 
 
 def plot_losses(training: Mapping[str, Series], validation: Mapping[str, Series]) -> Figure:
-    """Losses against batches, on a logarithmic scale: the parts differ by orders of magnitude.
+    """Plot losses over batches, on a log scale because they differ by orders of magnitude.
 
     Args:
-        training: losses by name, drawn as lines.
-        validation: losses by name, drawn dashed with a mark at each evaluation. A name that
-            training has too takes the same colour.
+        training: Losses by name, drawn as solid lines.
+        validation: Losses by name, drawn as dashed lines with a marker at each evaluation, in the
+            same colour as the training loss of that name.
     """
     figure, axes = new_figure("Loss", "batches", "loss")
     names = list(dict.fromkeys([*training, *validation]))
@@ -51,7 +51,7 @@ def plot_losses(training: Mapping[str, Series], validation: Mapping[str, Series]
 
 
 def plot_average_precision(curves: Mapping[str, Series]) -> Figure:
-    """Average precision against epochs, with the last value at the end of each curve."""
+    """Plot average precision over epochs, with the last value at the end of each curve."""
     figure, axes = new_figure("Average precision on the validation split", "epochs", "AP")
     highest = 0.0
     for (name, (x, y)), color in zip(curves.items(), _cycled(len(curves)), strict=True):
@@ -74,11 +74,11 @@ def plot_average_precision(curves: Mapping[str, Series]) -> Figure:
 
 
 def save_figure(figure: Figure, stem: Path) -> list[Path]:
-    """Write a figure as PNG and SVG, each complete or absent.
+    """Write a figure as PNG and SVG, atomically.
 
     Args:
-        figure: what to write.
-        stem: the path without a suffix; its folder is there.
+        figure: The figure.
+        stem: The path without a suffix, in an existing folder.
 
     Returns:
         The files.
@@ -86,7 +86,7 @@ def save_figure(figure: Figure, stem: Path) -> list[Path]:
     files = []
     for kind in ("png", "svg"):
         file = stem.with_suffix(f".{kind}")
-        # No date, so that the same run gives the same files.
+        # No date, so that the same run produces the same files.
         metadata = {"Date": None} if kind == "svg" else None
         with atomic_path(file) as temporary:
             figure.savefig(temporary, format=kind, dpi=150, metadata=metadata)
@@ -95,7 +95,7 @@ def save_figure(figure: Figure, stem: Path) -> list[Path]:
 
 
 def new_figure(title: str, x: str, y: str) -> tuple[Figure, Axes]:
-    """An empty figure in the look of all of them; not pyplot's, which would hold on to it."""
+    """Create an empty figure in the common style; without pyplot, which would keep it in memory."""
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
     axes.set_title(title, loc="left", color=_INK, fontsize=12, fontweight="bold")

@@ -1,4 +1,4 @@
-"""How training shows itself: a bar on a terminal, plain lines in a log."""
+"""Training progress: a progress bar on a terminal, plain lines in a log."""
 
 import time
 from types import TracebackType
@@ -9,23 +9,23 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from cocodata.text import duration
 
-_SECONDS_BETWEEN_UPDATES = 0.5  # reading the loss waits for the device
+_SECONDS_BETWEEN_UPDATES = 0.5  # reading the loss synchronizes with the GPU
 
 
 class TrainingProgress:
-    """Batches done of a run, with images/s, loss, learning rate and the time left.
+    """Shows the batches done, images/s, loss, learning rate and the time left.
 
-    The time left is the time that this process has taken so far, its evaluations and checkpoints
-    included, over the batches that it did, times those to come.
+    The time left extrapolates this process's average time per batch, including evaluations and
+    checkpoints.
     """
 
     def __init__(
-        self, *, first_batch: int, total_batches: int, global_batch_size: int, shown: bool
+        self, *, first_batch: int, total_batches: int, global_batch_size: int, enabled: bool
     ) -> None:
         self._first = first_batch
         self._total = total_batches
         self._batch_size = global_batch_size
-        self._shown = shown
+        self._enabled = enabled
         self._console = Console()
         self._bar: Progress | None = None
         self._started = self._window_started = time.monotonic()
@@ -33,7 +33,7 @@ class TrainingProgress:
         self._window_images = 0
 
     def __enter__(self) -> Self:
-        if self._shown and self._console.is_terminal:
+        if self._enabled and self._console.is_terminal:
             self._bar = Progress(
                 SpinnerColumn(),
                 TextColumn("{task.description}"),
@@ -57,21 +57,21 @@ class TrainingProgress:
             self._bar.stop()
 
     def time_left(self, batches_done: int) -> float:
-        """Seconds until the last batch, by this process's own rate."""
+        """Estimate the seconds until the last batch; NaN before the first one."""
         done = batches_done - self._first
         if done <= 0:
             return float("nan")
         elapsed = time.monotonic() - self._started
         return elapsed / done * (self._total - batches_done)
 
-    def wants_loss(self) -> bool:
-        """Whether the next `batch` would show a loss, so that it is read only when needed."""
+    def needs_loss(self) -> bool:
+        """Return whether the next `update` will show a loss, so that it is read only if needed."""
         return (
             self._bar is not None and time.monotonic() - self._updated >= _SECONDS_BETWEEN_UPDATES
         )
 
-    def batch(self, batches_done: int, loss: float | None, lr: float) -> None:
-        """One more batch; a loss only where `wants_loss` asked for it."""
+    def update(self, batches_done: int, loss: float | None, lr: float) -> None:
+        """Count one more batch; the bar is redrawn if a loss is given."""
         self._window_images += self._batch_size
         if self._bar is None or loss is None:
             return
@@ -84,19 +84,19 @@ class TrainingProgress:
         )
 
     def images_per_second(self) -> float:
-        """Training images a second over all ranks, since the window began."""
+        """Training images per second over all ranks, since the window started."""
         return self._window_images / max(time.monotonic() - self._window_started, 1e-9)
 
     def start_window(self) -> None:
-        """Begin to count images/s anew, such as after an evaluation."""
+        """Restart the measurement of images/s, such as after an evaluation."""
         self._window_images = 0
         self._window_started = time.monotonic()
 
     def report(self, batches_done: int, epochs: float, metrics: dict[str, float]) -> None:
-        """A reporting period is over: a line where there is no bar."""
-        if not self._shown or self._bar is not None:
+        """Log the metrics of a reporting period, unless there is a bar."""
+        if not self._enabled or self._bar is not None:
             return
-        self.say(
+        self.log(
             f"epoch {epochs:.2f}  batch {batches_done}/{self._total}  "
             f"loss {metrics['loss']:.4f} (class {metrics['class_loss']:.4f}, box "
             f"{metrics['box_loss']:.5f})  lr {metrics['lr']:.2e}  "
@@ -104,9 +104,9 @@ class TrainingProgress:
             f"{duration(self.time_left(batches_done))} left"
         )
 
-    def say(self, message: str) -> None:
-        """A line that stays, above the bar where there is one."""
-        if not self._shown:
+    def log(self, message: str) -> None:
+        """Print a line, above the bar if there is one."""
+        if not self._enabled:
             return
         if self._bar is not None:
             self._bar.console.print(message, highlight=False)
@@ -115,8 +115,8 @@ class TrainingProgress:
 
 
 def print_error(message: str) -> None:
-    """An error that the user can mend, without a traceback."""
-    # Unwrapped, so that a path can be copied from it.
+    """Print an error that the user can fix, without a traceback."""
+    # Not wrapped, so that paths in it can be copied.
     Console(stderr=True).print(
         f"error: {message}", style="red", markup=False, highlight=False, soft_wrap=True
     )

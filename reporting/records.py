@@ -1,4 +1,4 @@
-"""The record of a local run, metrics.jsonl, read back as series."""
+"""Reads the metrics of a run without a cluster, metrics.jsonl, as series."""
 
 import json
 from dataclasses import dataclass
@@ -10,22 +10,25 @@ from reporting.plots import Series
 
 @dataclass(frozen=True)
 class RunRecord:
-    """The reports of a run in the order of its batches, each batch once."""
+    """The reports of a run in order of batches, without duplicates."""
 
     training: list[dict[str, Any]]
     validation: list[dict[str, Any]]
 
     def series(self, kind: str, metric: str, *, against: str) -> Series:
-        """A metric of the reports of a kind against `batches`, `epochs` or `time`.
+        """Return a metric as a series over `batches`, `epochs` or `time`.
 
-        Reports without the metric are passed over.
+        Args:
+            kind: `training` or `validation`.
+            metric: The metric. Reports without it are skipped.
+            against: The x axis.
         """
         reports = [each for each in getattr(self, kind) if each.get(metric) is not None]
         return [each[against] for each in reports], [each[metric] for each in reports]
 
     @property
     def seconds(self) -> float:
-        """From the first report to the last one, pauses between parts of the run included."""
+        """Time from the first report to the last, including pauses between resumes."""
         times = [each["time"] for each in [*self.training, *self.validation]]
         return max(times) - min(times) if times else 0.0
 
@@ -33,16 +36,15 @@ class RunRecord:
 def read_record(file: Path) -> RunRecord:
     """Read metrics.jsonl.
 
-    A run that was killed and resumed repeats batches after its last checkpoint: what was written
-    later counts, and what the abandoned part reported past that place does not. A line that a kill
-    cut off is passed over.
+    A run that was killed and resumed repeats the batches after its last checkpoint: a report
+    replaces earlier ones of the same or later batches. A truncated line is skipped.
 
     Raises:
-        FileNotFoundError: the file is missing; the message says what writes it.
+        FileNotFoundError: The file is missing; the message says what writes it.
     """
     if not file.is_file():
         raise FileNotFoundError(
-            f"{file}: no such record; a run without a cluster writes it (make train-local)"
+            f"{file}: no such file; a run without a cluster writes it (make train-local)"
         )
     kept: list[dict[str, Any]] = []
     for line in file.read_text(encoding="utf-8").splitlines():

@@ -1,4 +1,4 @@
-"""The report of experiments on a cluster: what the master was told, as tables, plots and CSV."""
+"""Reports of experiments on a cluster: tables, plots and CSV files from the master's records."""
 
 from cluster.report.collecting import experiment_numbers
 from cluster.report.folder import write_report

@@ -1,8 +1,9 @@
-"""Reads from a master what a report needs of some experiments."""
+"""Reads what a report needs from the master."""
 
 import datetime
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from determined.common import api
@@ -18,31 +19,35 @@ from cluster.report.records import (
 )
 from reporting.records import RunRecord
 
-# Trials whose metrics are asked for in one request: their numbers stand in its address.
-_TRIALS_AT_ONCE = 100
+# A request's URL lists the trial ids, so its length limits how many fit.
+_TRIALS_PER_REQUEST = 100
 
 _Reports = dict[int, list[bindings.v1MetricsReport]]
 
 
 def experiment_numbers(text: str) -> list[int]:
-    """The experiments of a list such as `1 2 3`, each once.
+    """Parse a list such as `1 2 3`, without duplicates.
 
     Raises:
-        ClusterError: There is none, or a word is no experiment's number.
+        ClusterError: The list is empty, or a word is not an experiment number.
     """
     words = text.replace(",", " ").split()
-    wrong = [word for word in words if not (word.isascii() and word.isdecimal() and int(word))]
-    if wrong or not words:
+    invalid = [word for word in words if not (word.isascii() and word.isdecimal() and int(word))]
+    if invalid or not words:
+        problem = (
+            f"not an experiment number: {', '.join(map(repr, invalid))}"
+            if invalid
+            else "no experiments given"
+        )
         raise ClusterError(
-            (f"{', '.join(map(repr, wrong))}: no experiment's number" if wrong else "no experiment")
-            + '; name them by their numbers, such as EXPERIMENTS="1 2 3" (det experiment list '
-            "shows them)"
+            f'{problem}; list their numbers, as in EXPERIMENTS="1 2 3" (to see them: det '
+            "experiment list)"
         )
     return list(dict.fromkeys(int(word) for word in words))
 
 
 def collect_cluster(session: api.Session, name: str) -> ClusterRecord:
-    """The cluster's version and hosts."""
+    """Read the cluster's version and agents."""
     agents = [
         AgentRecord(
             name=agent.id,
@@ -62,13 +67,13 @@ def collect_cluster(session: api.Session, name: str) -> ClusterRecord:
 def collect_experiments(
     session: api.Session, cluster: ClusterRecord, numbers: Sequence[int]
 ) -> list[ExperimentRecord]:
-    """The experiments with what their trials have reported, in the order given.
+    """Read experiments and their trials' metrics, in the order given.
 
-    A search's trials come with their validation metrics; training metrics come for the trial that
-    is shown for an experiment, as a search can have a thousand others.
+    Validation metrics are read for all trials; training metrics only for each experiment's main
+    trial, since a search can have a thousand trials.
 
     Raises:
-        ClusterError: An experiment is unknown, or has not reported what a report is about.
+        ClusterError: An experiment does not exist, or has not reported a training loss.
     """
     found: list[bindings.v1Experiment] = []
     unknown: list[int] = []
@@ -79,23 +84,23 @@ def collect_experiments(
             unknown.append(number)
     if unknown:
         raise ClusterError(
-            f"this cluster has no experiment {_listed(unknown)}; det experiment list shows what "
-            "there is"
+            f"this cluster has no experiment {', '.join(map(str, unknown))}; to list what it has: "
+            "det experiment list"
         )
     experiments = [_experiment(session, cluster, each) for each in found]
-    silent = [each for each in experiments if not _has_losses(each)]
-    if silent:
-        states = ", ".join(f"{each.id} ({each.state})" for each in silent)
+    without_losses = [each for each in experiments if not _has_losses(each)]
+    if without_losses:
+        states = ", ".join(f"{each.id} ({each.state})" for each in without_losses)
         raise ClusterError(
-            f"no training loss has been reported yet by experiment {states}; leave out what has "
-            "ended, and wait for the rest (make follow EXPERIMENT=...)"
+            f"no training loss has been reported yet by experiment {states}; wait for those that "
+            "are running (make follow EXPERIMENT=...) and omit the others"
         )
     return experiments
 
 
 def _has_losses(experiment: ExperimentRecord) -> bool:
     return bool(experiment.trials) and any(
-        "loss" in report for report in experiment.shown.record.training
+        "loss" in report for report in experiment.main_trial.record.training
     )
 
 
@@ -112,34 +117,34 @@ def _experiment(
         )
     )
     trials = [trial for page in pages for trial in page.trials]
-    evaluated = _reports(bindings.get_GetValidationMetrics, session, [trial.id for trial in trials])
+    validation = _reports(
+        bindings.get_GetValidationMetrics, session, [trial.id for trial in trials]
+    )
     experiment = ExperimentRecord(
         id=found.id,
         name=found.name,
         state=found.state.value.removeprefix("STATE_"),
         config=found.config,
         labels=tuple(found.labels or ()),
-        trials=tuple(_trial(session, trial, evaluated[trial.id]) for trial in trials),
+        trials=tuple(_trial(session, trial, validation[trial.id]) for trial in trials),
     )
     if not trials:
         return experiment
-    shown = next(trial for trial in trials if trial.id == experiment.shown.id)
-    complete = _shown_trial(session, cluster, shown, evaluated[shown.id])
-    return ExperimentRecord(
-        **{
-            **vars(experiment),
-            "trials": tuple(
-                complete if trial.id == complete.id else trial for trial in experiment.trials
-            ),
-        }
+    main = next(trial for trial in trials if trial.id == experiment.main_trial.id)
+    main_record = _main_trial(session, cluster, main, validation[main.id])
+    return replace(
+        experiment,
+        trials=tuple(
+            main_record if trial.id == main_record.id else trial for trial in experiment.trials
+        ),
     )
 
 
 def _trial(
     session: api.Session,
     trial: bindings.trialv1Trial,
-    evaluated: Sequence[bindings.v1MetricsReport],
-    trained: Sequence[bindings.v1MetricsReport] = (),
+    validation: Sequence[bindings.v1MetricsReport],
+    training: Sequence[bindings.v1MetricsReport] = (),
     **more: Any,
 ) -> TrialRecord:
     allocations = _allocations(session, trial)
@@ -151,22 +156,22 @@ def _trial(
         restarts=trial.restarts,
         allocations=allocations,
         record=RunRecord(
-            training=_entries(trained, "avg_metrics", start),
-            validation=_entries(evaluated, "validation_metrics", start),
+            training=_entries(training, "avg_metrics", start),
+            validation=_entries(validation, "validation_metrics", start),
         ),
         metadata=trial.metadata,
         **more,
     )
 
 
-def _shown_trial(
+def _main_trial(
     session: api.Session,
     cluster: ClusterRecord,
     trial: bindings.trialv1Trial,
-    evaluated: Sequence[bindings.v1MetricsReport],
+    validation: Sequence[bindings.v1MetricsReport],
 ) -> TrialRecord:
-    """A trial with all that is known of it."""
-    trained = _reports(bindings.get_GetTrainingMetrics, session, [trial.id])[trial.id]
+    """Read a trial with its training metrics, hosts, devices and package versions."""
+    training = _reports(bindings.get_GetTrainingMetrics, session, [trial.id])[trial.id]
     used = [
         accelerators
         for task in _tasks(trial)
@@ -174,36 +179,36 @@ def _shown_trial(
             session, taskId=task
         ).acceleratorData
     ]
-    saved = bindings.get_GetTrialCheckpoints(session, id=trial.id, limit=1).checkpoints
+    checkpoints = bindings.get_GetTrialCheckpoints(session, id=trial.id, limit=1).checkpoints
     hosts = tuple(sorted({each.nodeName for each in used if each.nodeName}))
     kinds = {each.acceleratorType.upper() for each in used if each.acceleratorType}
     return _trial(
         session,
         trial,
-        evaluated,
-        trained,
+        validation,
+        training,
         hosts=hosts,
         devices=_devices(trial, cluster, hosts) or tuple(sorted(kinds)),
-        framework=_framework(saved[0].metadata) if saved else None,
+        framework=_framework(checkpoints[0].metadata) if checkpoints else None,
     )
 
 
 def _devices(
     trial: bindings.trialv1Trial, cluster: ClusterRecord, hosts: Sequence[str]
 ) -> tuple[str, ...]:
-    """What a trial's slots were by name: as it said itself, or as its hosts have it now.
+    """Return the names of a trial's devices: as it recorded them, or else as its hosts have now.
 
-    Nothing if it did not say, and the hosts are gone.
+    Empty if it recorded none and its hosts have left the cluster.
     """
-    said = (trial.metadata or {}).get("device")
-    if said:
-        return (str(said),)
+    recorded = (trial.metadata or {}).get("device")
+    if recorded:
+        return (str(recorded),)
     kinds = [kind for agent in cluster.agents if agent.name in hosts for kind in agent.devices]
     return tuple(dict.fromkeys(kinds))
 
 
 def _framework(metadata: Mapping[str, Any]) -> dict[str, str]:
-    """The packages that Determined's trainer names in a checkpoint, by name."""
+    """Return the package versions that Determined's trainer saved in a checkpoint's metadata."""
     packages = {}
     name, dash, version = str(metadata.get("framework", "")).partition("-")
     if dash:
@@ -230,31 +235,32 @@ def _allocations(session: api.Session, trial: bindings.trialv1Trial) -> tuple[Al
 
 
 def _reports(
-    ask: Callable[..., Iterable[Any]], session: api.Session, trials: Sequence[int]
+    request: Callable[..., Iterable[Any]], session: api.Session, trials: Sequence[int]
 ) -> _Reports:
-    """All that trials have reported of a kind, by trial.
+    """Read one kind of reports, by trial.
 
     Raises:
-        ClusterError: The master breaks off.
+        ClusterError: The stream of metrics broke off.
     """
     found: _Reports = defaultdict(list)
     try:
-        for first in range(0, len(trials), _TRIALS_AT_ONCE):
-            for page in ask(session, trialIds=trials[first : first + _TRIALS_AT_ONCE]):
+        for first in range(0, len(trials), _TRIALS_PER_REQUEST):
+            for page in request(session, trialIds=trials[first : first + _TRIALS_PER_REQUEST]):
                 for report in page.metrics:
                     found[report.trialId].append(report)
     except bindings.APIHttpError as error:
-        raise ClusterError(f"the master broke off while it sent metrics: {error}") from error
+        raise ClusterError(
+            f"the master stopped sending metrics before the end; try again ({error})"
+        ) from error
     return found
 
 
 def _entries(
     reports: Sequence[bindings.v1MetricsReport], key: str, start: float
 ) -> list[dict[str, Any]]:
-    """Reports as a run's record has them, in the order of batches and each batch once.
+    """Convert reports into the form of RunRecord, in order of batches and without duplicates.
 
-    What a trial reported after a checkpoint that it later went back to is archived, and does not
-    count.
+    Archived reports, those after a checkpoint that the trial later restarted from, are left out.
     """
     kept: dict[int, dict[str, Any]] = {}
     for report in sorted(reports, key=lambda each: _seconds(each.endTime)):
@@ -270,7 +276,7 @@ def _entries(
 
 
 def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """The metrics that are numbers; the master writes out in words what JSON has no number for."""
+    """Return the numeric metrics; NaN and infinities arrive as strings, for JSON lacks them."""
     numbers = {}
     for name, value in metrics.items():
         if isinstance(value, bool) or not isinstance(value, int | float | str):
@@ -283,19 +289,15 @@ def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _device(slot: bindings.v1Slot) -> str:
-    """What a slot is, such as the GPU's name."""
+    """Return a slot's device, such as the GPU's name."""
     if slot.device is None or slot.device.type is None:
         return "unknown"
     kind = slot.device.type.value.removeprefix("TYPE_")
-    # Slots that stand for a share of the processor have the brand Artificial.
+    # CPU slots have the brand "Artificial".
     return slot.device.brand if slot.device.brand and kind != "CPU" else kind
 
 
 def _seconds(stamp: str) -> float:
-    """A time of the master's as Unix seconds; it leaves the zone out of some, which is UTC too."""
+    """Parse a timestamp of the master as Unix seconds; without a time zone, it is in UTC."""
     time = datetime.datetime.fromisoformat(stamp)
     return (time if time.tzinfo else time.replace(tzinfo=datetime.UTC)).timestamp()
-
-
-def _listed(numbers: Sequence[int]) -> str:
-    return ", ".join(map(str, numbers))

@@ -1,44 +1,44 @@
-"""The report's text: README.md, with tables and how each number came about."""
+"""The report's README.md: tables, and how their numbers were obtained."""
 
 import datetime
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cluster.report.records import ClusterRecord, ExperimentRecord
-from cluster.report.search import SearchedTrial, TrialOutcome
+from cluster.report.search import SearchTrial, TrialOutcome
 from cluster.report.speed import ScalingPoint
 from cocodata.text import duration
-from reporting.tables import markdown_table, shown
+from reporting.tables import format_metric, markdown_table
 
-# A person reads the best trials; search-N.csv has all of them.
+# The best trials of a search; search-N.csv has all of them.
 _TRIALS_SHOWN = 40
 _UNKNOWN = "not recorded"
-# Of a data set's version, a SHA-256: enough to tell, and experiments.csv has the rest.
+# Of a data set's version, a SHA-256; experiments.csv has all of it.
 _VERSION_DIGITS = 12
 
 
-def readme(
+def render_readme(
     cluster: ClusterRecord,
     experiments: Sequence[ExperimentRecord],
     workloads: Mapping[str, Sequence[ScalingPoint]],
-    searches: Mapping[int, Sequence[SearchedTrial]],
-    made: datetime.datetime,
+    searches: Mapping[int, Sequence[SearchTrial]],
+    created: datetime.datetime,
 ) -> str:
-    """The whole text.
+    """Render the report's text.
 
     Args:
-        cluster: Where the experiments ran.
-        experiments: What is reported.
-        workloads: Speeds, as `scaling` gives them.
-        searches: The trials of each search, the best first, by experiment.
-        made: When the report is made.
+        cluster: The cluster that the experiments ran on.
+        experiments: The experiments.
+        workloads: Their speeds, from `scaling`.
+        searches: The trials of each search by experiment, best first.
+        created: Time of the report.
     """
     numbers = ", ".join(str(each.id) for each in experiments)
     title = f"# Experiment {numbers}\n" if len(experiments) == 1 else f"# Experiments {numbers}\n"
     parts = [
         title,
         f"Read from the master of cluster {cluster.name} (Determined {cluster.master_version}) on "
-        f"{made:%Y-%m-%d %H:%M} UTC.\n",
+        f"{created:%Y-%m-%d %H:%M} UTC.\n",
         _experiments_table(experiments),
         "## Samples per second\n",
         *_speed(workloads),
@@ -48,14 +48,14 @@ def readme(
     for number, trials in searches.items():
         experiment = next(each for each in experiments if each.id == number)
         parts += [f"## Search of experiment {number}\n", *_search(experiment, trials)]
-    parts += ["## What it ran on\n", *_origin(cluster, experiments)]
+    parts += ["## Versions and machines\n", *_provenance(cluster, experiments)]
     return "\n".join(parts)
 
 
 def _experiments_table(experiments: Sequence[ExperimentRecord]) -> str:
     rows = []
     for each in experiments:
-        trial = each.shown
+        trial = each.main_trial
         best = trial.best("AP", smaller_is_better=False)
         rows.append(
             [
@@ -68,7 +68,7 @@ def _experiments_table(experiments: Sequence[ExperimentRecord]) -> str:
                 str(trial.hparam("global_batch_size")),
                 str(trial.batches),
                 duration(trial.seconds),
-                shown(best["AP"]) if best else "–",
+                format_metric(best["AP"]) if best else "–",
                 f"{trial.id}, best of {len(each.trials)}" if each.is_search else str(trial.id),
             ]
         )
@@ -78,7 +78,7 @@ def _experiments_table(experiments: Sequence[ExperimentRecord]) -> str:
 
 def _speed(workloads: Mapping[str, Sequence[ScalingPoint]]) -> list[str]:
     if not workloads:
-        return ["No trial has reported enough to tell.\n"]
+        return ["No trial has reported enough to measure a speed.\n"]
     points = [(name, point) for name, of_name in workloads.items() for point in of_name]
     rows = [
         [
@@ -97,22 +97,20 @@ def _speed(workloads: Mapping[str, Sequence[ScalingPoint]]) -> list[str]:
     parts = [
         "![Samples per second by number of slots](speed.png)\n",
         markdown_table([*header, "periods"], rows),
-        "Training images per second over all ranks, in the median and quartiles of the reporting "
-        "periods. The first period after each start of a trial is left out, as are evaluations and "
-        "checkpoints. The ideal grows linearly from the fastest experiment with the fewest "
-        "slots.\n",
+        "Training images per second over all ranks: median and quartiles over reporting periods, "
+        "without the first period after each start of a trial, evaluations and checkpoints. The "
+        "ideal scales linearly from the fastest experiment with the fewest slots.\n",
     ]
     timed = [str(point.experiment) for _, point in points if not point.speed.reported]
     if timed:
         parts.append(
-            f"Experiment {', '.join(timed)} did not report a speed: images are divided by the time "
-            "between two reports, without those that had an evaluation between them, with "
-            "checkpoints.\n"
+            f"Experiment {', '.join(timed)} did not report a speed. It is computed from the times "
+            "of successive reports without an evaluation between them; checkpoints are "
+            "included.\n"
         )
     if all(len({point.slots for point in of_name}) == 1 for of_name in workloads.values()):
         parts.append(
-            "There is no ideal line: it needs experiments that train the same on different "
-            "numbers of slots.\n"
+            "There is no ideal line, which needs the same workload on different numbers of slots.\n"
         )
     return parts
 
@@ -120,9 +118,9 @@ def _speed(workloads: Mapping[str, Sequence[ScalingPoint]]) -> list[str]:
 def _wall_clock(experiments: Sequence[ExperimentRecord]) -> list[str]:
     rows = []
     for each in experiments:
-        trial = each.shown
+        trial = each.main_trial
         losses = [report["loss"] for report in trial.record.training if "loss" in report]
-        precise = trial.record.series("validation", "AP", against="time")[1]
+        precisions = trial.record.series("validation", "AP", against="time")[1]
         rows.append(
             [
                 str(each.id),
@@ -133,7 +131,7 @@ def _wall_clock(experiments: Sequence[ExperimentRecord]) -> list[str]:
                 str(max(0, len(trial.allocations) - 1)),
                 str(trial.restarts),
                 f"{losses[-1]:.4g}",
-                shown(precise[-1]) if precise else "–",
+                format_metric(precisions[-1]) if precisions else "–",
             ]
         )
     header = ["experiment", "slots", "wall clock", "of it evaluating", "of it without slots"]
@@ -143,16 +141,16 @@ def _wall_clock(experiments: Sequence[ExperimentRecord]) -> list[str]:
     return [
         *parts,
         markdown_table([*header, "resumed", "of it after failing", "last loss", "last AP"], rows),
-        "Time runs by the master's clock from when a trial first held its slots to when the master "
-        "took a report in. Starting the containers, looking at the data, evaluations, checkpoints, "
-        "pauses and restarts are included; waiting for slots before the first start is not. After "
-        "a restart a trial repeats what came after its last checkpoint: only what it reported the "
-        "second time counts, at the time of that report. A loss is the mean of its reporting "
-        "period; of more than 500 reports, the plot shows means of neighbours.\n",
+        "Wall-clock time is measured by the master, from when a trial first gets its slots until "
+        "the master receives a report. It includes container start, data checks, evaluations, "
+        "checkpoints, pauses and restarts, but not waiting for slots before the first start. After "
+        "a restart, a trial repeats the batches since its last checkpoint; only the repeated "
+        "reports count, at their own times. Each loss is the mean over its reporting period; with "
+        "more than 500 reports, the plot shows means of adjacent reports.\n",
     ]
 
 
-def _search(experiment: ExperimentRecord, trials: Sequence[SearchedTrial]) -> list[str]:
+def _search(experiment: ExperimentRecord, trials: Sequence[SearchTrial]) -> list[str]:
     counts = [
         f"{count} {outcome}"
         for outcome in TrialOutcome
@@ -162,11 +160,11 @@ def _search(experiment: ExperimentRecord, trials: Sequence[SearchedTrial]) -> li
     rows = [
         [
             str(each.trial.id),
-            "–" if each.best is None else shown(each.best),
+            "–" if each.best is None else format_metric(each.best),
             "–" if each.best_batches is None else str(each.best_batches),
             str(each.trial.batches),
             each.outcome,
-            *(cell(each.chosen[name]) for name in names),
+            *(format_hparam(each.chosen[name]) for name in names),
         ]
         for each in trials[:_TRIALS_SHOWN]
     ]
@@ -174,22 +172,25 @@ def _search(experiment: ExperimentRecord, trials: Sequence[SearchedTrial]) -> li
     best = "smallest" if experiment.smaller_is_better else "largest"
     header = ["trial", f"best {experiment.metric}", "after batches", "batches", "outcome", *names]
     parts = [
-        f"{name}: {number} trials, {', '.join(counts)}; the {best} {experiment.metric} wins. A "
-        "cross ends the line of a trial that the searcher stopped.\n",
-        f"![{experiment.metric} of each trial over its batches](search-{experiment.id}.png)\n",
+        f"{name}: {number} trials, {', '.join(counts)}; the {best} {experiment.metric} is best. A "
+        "cross marks the end of a trial that the searcher stopped.\n",
+        f"![{experiment.metric} of each trial by batches](search-{experiment.id}.png)\n",
         markdown_table(header, rows),
     ]
     if number > _TRIALS_SHOWN:
-        parts.append(f"The best {_TRIALS_SHOWN} of {number}; search-{experiment.id}.csv has all.\n")
+        parts.append(
+            f"Only the best {_TRIALS_SHOWN} of {number} trials are listed here; "
+            f"search-{experiment.id}.csv has all of them.\n"
+        )
     return parts
 
 
-def _origin(cluster: ClusterRecord, experiments: Sequence[ExperimentRecord]) -> list[str]:
+def _provenance(cluster: ClusterRecord, experiments: Sequence[ExperimentRecord]) -> list[str]:
     rows = []
     for each in experiments:
-        trial = each.shown
-        noted = trial.metadata or {}
-        versions = {**(noted.get("versions") or {}), **(trial.framework or {})}
+        trial = each.main_trial
+        metadata = trial.metadata or {}
+        versions = {**(metadata.get("versions") or {}), **(trial.framework or {})}
         hosts = ", ".join(trial.hosts) or _UNKNOWN
         rows.append(
             [
@@ -199,7 +200,7 @@ def _origin(cluster: ClusterRecord, experiments: Sequence[ExperimentRecord]) -> 
                 ", ".join(f"{name} {version}" for name, version in versions.items()) or _UNKNOWN,
                 (each.data_version or _UNKNOWN)[:_VERSION_DIGITS],
                 hosts + (f" ({', '.join(trial.devices)})" if trial.devices else ""),
-                str(noted.get("machine") or _UNKNOWN),
+                str(metadata.get("machine") or _UNKNOWN),
             ]
         )
     header = ["experiment", "commit", "image", "versions", "data version", "agents", "machine"]
@@ -209,17 +210,17 @@ def _origin(cluster: ClusterRecord, experiments: Sequence[ExperimentRecord]) -> 
     ]
     return [
         markdown_table(header, rows),
-        "The commit is the label `commit:` that `make train-...` puts on an experiment; `-dirty` "
-        "says that files were changed since. Image and data version are from the experiment's "
-        "configuration; package versions and the machine are what the trial wrote down, or its "
-        "checkpoints say.\n",
-        "The cluster's agents when this was written:\n",
+        "The commit is from the label `commit:` that `make train-...` adds to an experiment; "
+        "`-dirty` means that there were uncommitted changes. The image and the data version are "
+        "from the experiment's configuration; package versions and the machine were recorded by "
+        "the trial or in its checkpoints.\n",
+        "The cluster's agents at the time of this report:\n",
         markdown_table(["agent", "slots", "devices", "version"], agents),
     ]
 
 
-def cell(value: Any) -> str:
-    """A hyperparameter as a person reads it."""
+def format_hparam(value: Any) -> str:
+    """Format a hyperparameter for a table."""
     if isinstance(value, bool):
         return str(value).lower()
     return f"{value:.4g}" if isinstance(value, float) else str(value)

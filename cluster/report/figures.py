@@ -1,4 +1,4 @@
-"""The plots of a report, in the look of those of a single run."""
+"""The plots of a report, in the style of a single run's plots."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,15 +9,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from cluster.report.records import ExperimentRecord
-from cluster.report.search import SearchedTrial, TrialOutcome
+from cluster.report.search import SearchTrial, TrialOutcome
 from cluster.report.speed import ScalingPoint
 from reporting.plots import COLORS, Series, new_figure
 
 _LINES = ("-", "--", ":", "-.")
 _GREY = "#999999"
-# Losses that differ by less are drawn on a linear scale, where a logarithmic one has no ticks.
+# Losses within this factor get a linear scale: a log scale would have too few ticks.
 _LINEAR_RANGE = 5
-_MOST_POINTS = 500
+_MAX_POINTS = 500
 _OUTCOME_COLORS = {
     TrialOutcome.FINISHED: COLORS[2],
     TrialOutcome.STOPPED: _GREY,
@@ -28,16 +28,16 @@ _OUTCOME_COLORS = {
 
 
 def label_of(experiment: ExperimentRecord) -> str:
-    """An experiment's name in a legend."""
+    """Return an experiment's label in a legend."""
     slots = "1 slot" if experiment.slots == 1 else f"{experiment.slots} slots"
-    trial = f", best trial {experiment.shown.id}" if experiment.is_search else ""
+    trial = f", best trial {experiment.main_trial.id}" if experiment.is_search else ""
     return f"{slots} (experiment {experiment.id}{trial})"
 
 
 def plot_speed(workloads: Mapping[str, Sequence[ScalingPoint]]) -> Figure:
-    """Samples per second by number of slots: measured with quartiles, and the ideal line.
+    """Plot samples per second by number of slots: medians with quartiles, and the ideal line.
 
-    The measured line of a workload goes through its fastest experiment of each number of slots.
+    The line of a workload connects its fastest experiments at each number of slots.
     """
     figure, axes = new_figure("Training speed by number of slots", "slots", "samples per second")
     for number, (name, points) in enumerate(workloads.items()):
@@ -78,7 +78,7 @@ def plot_speed(workloads: Mapping[str, Sequence[ScalingPoint]]) -> Figure:
                 axes.annotate(
                     f"{point.speed.median:.3g}"
                     + (f" ({point.efficiency:.0%})" if len(slots) > 1 else ""),
-                    # Above the bar: the line to the next point goes to the right.
+                    # Above the bar: the line to the next point continues to the right.
                     (point.slots, point.speed.high),
                     xytext=(0, 5),
                     textcoords="offset points",
@@ -87,24 +87,24 @@ def plot_speed(workloads: Mapping[str, Sequence[ScalingPoint]]) -> Figure:
                     fontsize=9,
                     annotation_clip=False,
                 )
-    shown = [point for points in workloads.values() for point in points]
-    axes.set_xticks(sorted({point.slots for point in shown}))
-    axes.set_xlim(0, max(point.slots for point in shown) * 1.12)
+    slot_counts = sorted({point.slots for points in workloads.values() for point in points})
+    axes.set_xticks(slot_counts)
+    axes.set_xlim(0, slot_counts[-1] * 1.12)
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False, fontsize=9, loc="upper left")
     return figure
 
 
 def plot_loss(curves: Mapping[str, Series], *, longest: float) -> Figure:
-    """Training loss against seconds of wall clock, a line for each experiment.
+    """Plot training loss over wall-clock time, one line per experiment.
 
-    Of a long run, each point is the mean of neighbouring reports: their noise would hide the line.
+    In a long run, adjacent reports are averaged, since their noise would hide the trend.
 
     Args:
-        curves: Times and losses by the name of the experiment.
-        longest: Where the time axis ends, the same for all plots of a report.
+        curves: Seconds and losses by label.
+        longest: Upper limit of the time axis in seconds, the same for all plots of a report.
     """
-    curves = {name: _thinned(series) for name, series in curves.items()}
+    curves = {name: _downsample(series) for name, series in curves.items()}
     figure, axes = _against_time(
         "Training loss against wall clock", "training loss", curves, longest
     )
@@ -118,7 +118,7 @@ def plot_loss(curves: Mapping[str, Series], *, longest: float) -> Figure:
 
 
 def plot_ap(curves: Mapping[str, Series], *, longest: float) -> Figure:
-    """AP on the validation split against seconds of wall clock, as `plot_loss` has it."""
+    """Plot AP on the validation split over wall-clock time; arguments as in `plot_loss`."""
     figure, axes = _against_time(
         "Average precision against wall clock", "AP", curves, longest, marker="o", markersize=3.5
     )
@@ -127,14 +127,14 @@ def plot_ap(curves: Mapping[str, Series], *, longest: float) -> Figure:
     return figure
 
 
-def plot_search(metric: str, trials: Sequence[SearchedTrial]) -> Figure:
-    """The metric of a search's trials over their batches.
+def plot_search(metric: str, trials: Sequence[SearchTrial]) -> Figure:
+    """Plot the metric of a search's trials over their batches.
 
-    The best trial is thick, and a cross ends those that the searcher stopped.
+    The best trial's line is thick; a cross marks the end of a trial that the searcher stopped.
 
     Args:
-        metric: What the search compares.
-        trials: The best first. Those that were never evaluated are not drawn.
+        metric: The metric that the search optimizes.
+        trials: The trials, best first. Those without an evaluation are not drawn.
     """
     figure, axes = new_figure("Trials of the search", "batches", metric)
     drawn = [each for each in trials if each.best is not None]
@@ -189,13 +189,13 @@ def _against_time(
     return figure, axes
 
 
-def _thinned(series: Series) -> Series:
-    """A curve of at most `_MOST_POINTS`, each the mean of as many neighbours."""
+def _downsample(series: Series) -> Series:
+    """Average groups of adjacent points, so that at most `_MAX_POINTS` remain."""
     x, y = (np.asarray(values, dtype=float) for values in series)
-    together = -(-len(x) // _MOST_POINTS)
-    if together <= 1:
+    group_size = -(-len(x) // _MAX_POINTS)
+    if group_size <= 1:
         return series
-    starts = np.arange(0, len(x), together)
+    starts = np.arange(0, len(x), group_size)
     counts = np.diff([*starts, len(x)])
     return (
         (np.add.reduceat(x, starts) / counts).tolist(),
@@ -204,7 +204,7 @@ def _thinned(series: Series) -> Series:
 
 
 def _time_unit(longest: float) -> tuple[str, float]:
-    """The unit that keeps a time axis readable, and its seconds."""
+    """Return a readable unit for a time axis, and its length in seconds."""
     if longest <= 300:
         return "seconds", 1.0
     if longest <= 3 * 3600:

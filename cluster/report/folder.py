@@ -1,4 +1,4 @@
-"""Writes a report's folder, whole or not at all."""
+"""Writes a report's folder, atomically."""
 
 import datetime
 import re
@@ -8,16 +8,16 @@ from pathlib import Path
 from cluster.connection import MasterConnection, translate_errors
 from cluster.errors import ClusterError
 from cluster.report.collecting import collect_cluster, collect_experiments
-from cluster.report.document import readme
+from cluster.report.document import render_readme
 from cluster.report.figures import label_of, plot_ap, plot_loss, plot_search, plot_speed
 from cluster.report.records import ClusterRecord, ExperimentRecord
-from cluster.report.search import SearchedTrial, searched_trials
+from cluster.report.search import SearchTrial, rank_trials
 from cluster.report.speed import ScalingPoint, scaling
 from cluster.report.tables import write_tables
 from cocodata.files import atomic_folder
 from reporting.plots import save_figure
 
-_OWN_FILES = re.compile(
+_REPORT_FILES = re.compile(
     r"README\.md|((speed|loss|ap|search-\d+)\.(png|svg))"
     r"|((experiments|speed|training|validation|search-\d+)\.csv)"
 )
@@ -28,15 +28,15 @@ def write_report(connection: MasterConnection, numbers: Sequence[int], out: Path
 
     Args:
         connection: The cluster.
-        numbers: The experiments.
-        out: The folder. An earlier report in it is replaced.
+        numbers: The experiments' numbers.
+        out: Folder for the report. An earlier report in it is replaced.
 
     Returns:
-        The report's README.md.
+        The path of the report's README.md.
 
     Raises:
-        ClusterError: The master cannot be asked, an experiment is unknown or has no metrics, or
-            the folder holds something else.
+        ClusterError: The master does not answer, an experiment does not exist or has no metrics,
+            or the folder holds other files.
     """
     require_replaceable(out)
     session = connection.session()
@@ -49,32 +49,34 @@ def write_report(connection: MasterConnection, numbers: Sequence[int], out: Path
 def write_folder(
     cluster: ClusterRecord, experiments: Sequence[ExperimentRecord], out: Path
 ) -> Path:
-    """Write the report of what was read; return its README.md."""
+    """Write the report and return the path of its README.md."""
     require_replaceable(out)
     workloads = scaling(experiments)
-    searches = {each.id: searched_trials(each) for each in experiments if each.is_search}
-    made = datetime.datetime.now(datetime.UTC)
+    searches = {each.id: rank_trials(each) for each in experiments if each.is_search}
+    now = datetime.datetime.now(datetime.UTC)
     out = out.resolve()
     with atomic_folder(out) as temporary:
         _save_figures(experiments, workloads, searches, temporary)
         write_tables(cluster, experiments, workloads, searches, temporary)
-        text = readme(cluster, experiments, workloads, searches, made)
+        text = render_readme(cluster, experiments, workloads, searches, now)
         (temporary / "README.md").write_text(text, encoding="utf-8")
     return out / "README.md"
 
 
 def require_replaceable(out: Path) -> None:
-    """See that a folder is missing, empty, or holds a report and nothing else.
+    """Check that a folder is missing, empty, or holds nothing but a report.
 
     Raises:
-        ClusterError: It is not so, and writing would delete what is there.
+        ClusterError: It holds other files, which writing a report would delete.
     """
     if out.is_dir():
-        others = sorted(each.name for each in out.iterdir() if not _OWN_FILES.fullmatch(each.name))
+        others = sorted(
+            each.name for each in out.iterdir() if not _REPORT_FILES.fullmatch(each.name)
+        )
         if others:
             raise ClusterError(
-                f"{out} holds what is no report ({others[0]}), which would be deleted; choose "
-                "another folder with OUT="
+                f"{out} is not a report's folder: it contains {others[0]}, which would be deleted; "
+                "choose another folder with OUT="
             )
     elif out.exists():
         raise ClusterError(f"{out} is not a folder; choose another with OUT=")
@@ -83,20 +85,20 @@ def require_replaceable(out: Path) -> None:
 def _save_figures(
     experiments: Sequence[ExperimentRecord],
     workloads: Mapping[str, Sequence[ScalingPoint]],
-    searches: Mapping[int, Sequence[SearchedTrial]],
+    searches: Mapping[int, Sequence[SearchTrial]],
     folder: Path,
 ) -> None:
     ordered = sorted(experiments, key=lambda each: (each.slots, each.id))
     if workloads:
         save_figure(plot_speed(workloads), folder / "speed")
-    longest = max(each.shown.seconds for each in experiments)
+    longest = max(each.main_trial.seconds for each in experiments)
     losses = {
-        label_of(each): each.shown.record.series("training", "loss", against="time")
+        label_of(each): each.main_trial.record.series("training", "loss", against="time")
         for each in ordered
     }
     save_figure(plot_loss(losses, longest=longest), folder / "loss")
     precisions = {
-        label_of(each): each.shown.record.series("validation", "AP", against="time")
+        label_of(each): each.main_trial.record.series("validation", "AP", against="time")
         for each in ordered
     }
     evaluated = {name: series for name, series in precisions.items() if series[0]}

@@ -1,4 +1,4 @@
-"""What a master knows of experiments, as plain values: all that a report is made from."""
+"""The experiments, trials and agents of a report, as plain values."""
 
 import itertools
 import math
@@ -14,10 +14,10 @@ ENDED = ("COMPLETED", "CANCELED", "ERROR")
 
 @dataclass(frozen=True)
 class Allocation:
-    """One time that a trial held slots; each restart, and each resume after a pause, is another."""
+    """A period in which a trial held slots; a restart or a resume begins another one."""
 
     start: float  # Unix seconds
-    end: float | None  # None: it holds them still
+    end: float | None  # None if it still holds them
 
 
 @dataclass(frozen=True)
@@ -25,18 +25,17 @@ class TrialRecord:
     """One trial.
 
     Attributes:
-        id: Its number on the cluster.
-        state: Determined's name for its state, such as COMPLETED.
-        hparams: The hyperparameters that the searcher gave it; those that the experiment's file
-            leaves out are not there.
-        restarts: How often it failed and was started again.
-        allocations: When it held slots, in the order of time; none if it never did.
-        record: Its reports. `time` is in seconds since it first held slots, by the master's clock
-            when it took the report in; `run` counts up with each start of the trial.
+        id: Its number.
+        state: Its state in Determined, such as COMPLETED.
+        hparams: Its hyperparameters, without those that the experiment's file omits.
+        restarts: How often it was restarted after a failure.
+        allocations: When it held slots, in chronological order; empty if it never did.
+        record: Its reports. `time` is when the master received a report, in seconds since the
+            trial first held slots; `run` is incremented at each start of the trial.
         hosts: The agents that it ran on.
-        devices: What its slots were, each kind once.
-        framework: What its checkpoints say that they were made with, by package.
-        metadata: What the trial itself wrote down of its surroundings.
+        devices: Its devices, without duplicates.
+        framework: Package versions in its checkpoints' metadata.
+        metadata: What the trial recorded about its environment.
     """
 
     id: int
@@ -51,24 +50,24 @@ class TrialRecord:
     metadata: Mapping[str, Any] | None = None
 
     def hparam(self, name: str) -> Any:
-        """A hyperparameter as it was in force: the trial's own value, or the default."""
+        """Return a hyperparameter's value, or its default if the trial does not set it."""
         return self.hparams.get(name, getattr(HParams(), name))
 
     @property
     def batches(self) -> int:
-        """How many batches it trained, as far as it has reported."""
+        """Batches trained, according to its reports."""
         reports = [*self.record.training, *self.record.validation]
         return max((report["batches"] for report in reports), default=0)
 
     @property
     def seconds(self) -> float:
-        """From when it first held slots to its last report."""
+        """Time from when it first held slots to its last report."""
         reports = [*self.record.training, *self.record.validation]
         return max((report["time"] for report in reports), default=0.0)
 
     @property
     def seconds_without_slots(self) -> float:
-        """Of `seconds`, what lay between two allocations: pauses, and waiting after a failure."""
+        """Time between allocations: pauses, and waiting after a failure."""
         return sum(
             max(0.0, after.start - before.end)
             for before, after in itertools.pairwise(self.allocations)
@@ -77,18 +76,18 @@ class TrialRecord:
 
     @property
     def seconds_evaluating(self) -> float:
-        """Of `seconds`, what lay between the end of training batches and the metrics on them."""
+        """Time between reports of training and of validation after the same batch."""
         trained = {
             (report["run"], report["batches"]): report["time"] for report in self.record.training
         }
-        places = [
+        pairs = [
             (report["time"], trained.get((report["run"], report["batches"])))
             for report in self.record.validation
         ]
-        return sum(time - before for time, before in places if before is not None)
+        return sum(time - before for time, before in pairs if before is not None)
 
     def best(self, metric: str, *, smaller_is_better: bool) -> dict[str, Any] | None:
-        """The validation report with the best value of a metric; None without such a report."""
+        """Return the validation report with the best finite value of a metric, if there is one."""
         reports = [
             each for each in self.record.validation if math.isfinite(each.get(metric, math.nan))
         ]
@@ -98,7 +97,7 @@ class TrialRecord:
 
 @dataclass(frozen=True)
 class ExperimentRecord:
-    """One experiment with its trials, in the order in which they were made."""
+    """One experiment with its trials, in order of creation."""
 
     id: int
     name: str
@@ -109,27 +108,27 @@ class ExperimentRecord:
 
     @property
     def searcher(self) -> Mapping[str, Any]:
-        """How hyperparameters are chosen, as the configuration has it."""
+        """The configuration's searcher section."""
         return self.config.get("searcher") or {}
 
     @property
     def is_search(self) -> bool:
-        """Whether trials are compared; else there is one."""
+        """Whether it is a hyperparameter search, rather than a single trial."""
         return self.searcher.get("name", "single") != "single"
 
     @property
     def metric(self) -> str:
-        """The validation metric that decides which trial and checkpoint is best."""
+        """The validation metric that ranks trials and checkpoints."""
         return str(self.searcher.get("metric", "AP"))
 
     @property
     def smaller_is_better(self) -> bool:
-        """Whether a small value of `metric` is a good one."""
+        """Whether smaller values of `metric` are better."""
         return bool(self.searcher.get("smaller_is_better", True))
 
     @property
     def slots(self) -> int:
-        """Slots of a trial: ranks that train together."""
+        """Slots per trial, which is its number of ranks."""
         return int((self.config.get("resources") or {}).get("slots_per_trial", 1))
 
     @property
@@ -142,7 +141,7 @@ class ExperimentRecord:
 
     @property
     def image(self) -> str | None:
-        """The image that trials run in, or those for each kind of device where they differ."""
+        """The task image, or one per device type if they differ."""
         images = (self.config.get("environment") or {}).get("image")
         if not isinstance(images, Mapping):
             return images
@@ -152,45 +151,45 @@ class ExperimentRecord:
 
     @property
     def data_version(self) -> str | None:
-        """The data set's version: what it had to be on every host, or what the trial found."""
+        """The data set's version that the configuration requires, or else the one that was used."""
         version = (self.config.get("data") or {}).get("version")
         if version is None and self.trials:
-            version = (self.shown.metadata or {}).get("data_version")
+            version = (self.main_trial.metadata or {}).get("data_version")
         return None if version is None else str(version)
 
     @property
     def commit(self) -> str | None:
-        """The commit that was submitted, from the label that submitting puts on an experiment."""
-        marked = [label for label in self.labels if label.startswith("commit:")]
-        return marked[0].removeprefix("commit:") if marked else None
+        """The commit that was submitted, from the experiment's `commit:` label."""
+        labels = [label for label in self.labels if label.startswith("commit:")]
+        return labels[0].removeprefix("commit:") if labels else None
 
     @property
-    def shown(self) -> TrialRecord:
-        """The trial whose curves stand for the experiment: the only one, or a search's best."""
+    def main_trial(self) -> TrialRecord:
+        """The trial that represents the experiment: the only one, or a search's best."""
         reports = [
             (trial.best(self.metric, smaller_is_better=self.smaller_is_better), trial)
             for trial in self.trials
         ]
-        rated = [(report[self.metric], trial) for report, trial in reports if report is not None]
-        if not rated:
+        scores = [(report[self.metric], trial) for report, trial in reports if report is not None]
+        if not scores:
             return self.trials[0]
         choose = min if self.smaller_is_better else max
-        return choose(rated, key=lambda each: each[0])[1]
+        return choose(scores, key=lambda score: score[0])[1]
 
 
 @dataclass(frozen=True)
 class AgentRecord:
-    """A host of the cluster."""
+    """An agent of the cluster."""
 
     name: str
     slots: int
-    devices: tuple[str, ...]  # what its slots are, each kind once
+    devices: tuple[str, ...]  # of its slots, without duplicates
     version: str
 
 
 @dataclass(frozen=True)
 class ClusterRecord:
-    """The cluster as it is when the report is made."""
+    """The cluster at the time of the report."""
 
     name: str
     master_version: str

@@ -1,4 +1,4 @@
-"""A search's trials: how each ended, and which did best."""
+"""A search's trials: how each one ended, and their ranking."""
 
 import math
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from cluster.report.records import ENDED, ExperimentRecord, TrialRecord
 
 
 class TrialOutcome(StrEnum):
-    """How a trial of a search came out."""
+    """How a trial of a search ended."""
 
     FINISHED = "to the end"
     STOPPED = "stopped early"  # by the searcher
@@ -20,15 +20,15 @@ class TrialOutcome(StrEnum):
 
 
 @dataclass(frozen=True)
-class SearchedTrial:
-    """A trial beside the others of its search.
+class SearchTrial:
+    """A trial in the ranking of its search.
 
     Attributes:
         trial: The trial.
-        outcome: How it came out.
+        outcome: How it ended.
         best: The best value of the search's metric; None if the trial was never evaluated.
-        best_batches: The batches after which it had that value.
-        chosen: The hyperparameters that the searcher chose.
+        best_batches: The number of batches after which it had that value.
+        chosen: The hyperparameters that the searcher chose for it.
     """
 
     trial: TrialRecord
@@ -38,15 +38,15 @@ class SearchedTrial:
     chosen: Mapping[str, Any]
 
 
-def searched_trials(experiment: ExperimentRecord) -> list[SearchedTrial]:
-    """The trials of a search, the best first and those without an evaluation last."""
-    names = searched_hparams(experiment)
+def rank_trials(experiment: ExperimentRecord) -> list[SearchTrial]:
+    """Return the trials of a search, best first and those without an evaluation last."""
+    names = searched_hparam_names(experiment)
     length = _full_length(experiment)
     trials = []
     for trial in experiment.trials:
         best = trial.best(experiment.metric, smaller_is_better=experiment.smaller_is_better)
         trials.append(
-            SearchedTrial(
+            SearchTrial(
                 trial=trial,
                 outcome=_outcome(experiment, trial, length),
                 best=best[experiment.metric] if best else None,
@@ -61,12 +61,12 @@ def searched_trials(experiment: ExperimentRecord) -> list[SearchedTrial]:
     )
 
 
-def searched_hparams(experiment: ExperimentRecord) -> list[str]:
-    """The hyperparameters that the searcher chooses, in the order of the experiment's file."""
-    given = experiment.config.get("hyperparameters") or {}
+def searched_hparam_names(experiment: ExperimentRecord) -> list[str]:
+    """Return the hyperparameters that the searcher chooses, in the configuration's order."""
+    hparams = experiment.config.get("hyperparameters") or {}
     return [
         name
-        for name, value in given.items()
+        for name, value in hparams.items()
         if isinstance(value, Mapping) and value.get("type", "const") != "const"
     ]
 
@@ -76,22 +76,23 @@ def _outcome(experiment: ExperimentRecord, trial: TrialRecord, length: float) ->
         return TrialOutcome.RUNNING
     if trial.state == "ERROR":
         return TrialOutcome.FAILED
-    # The searcher lets a trial that it stops end as any other: only its length tells.
+    # A trial that the searcher stopped is COMPLETED too; only its length tells them apart.
     if _trained(experiment, trial) >= length:
         return TrialOutcome.FINISHED
     return TrialOutcome.STOPPED if trial.state == "COMPLETED" else TrialOutcome.CANCELED
 
 
 def _full_length(experiment: ExperimentRecord) -> float:
-    """What the search trains a trial for at most, in the measure of `_trained`."""
-    given = experiment.searcher.get("max_time")
-    if given is not None and any(_time_metric(experiment) in _last(t) for t in experiment.trials):
-        return float(given)
+    """Return the maximum length of a trial, in the unit of `_trained`."""
+    max_time = experiment.searcher.get("max_time")
+    reported = any(_time_metric(experiment) in _last(trial) for trial in experiment.trials)
+    if max_time is not None and reported:
+        return float(max_time)
     return max((_trained(experiment, trial) for trial in experiment.trials), default=0.0)
 
 
 def _trained(experiment: ExperimentRecord, trial: TrialRecord) -> float:
-    """How long a trial trained, in the searcher's own measure where its reports have that."""
+    """Return how long a trial trained, in the searcher's time metric if reported, else batches."""
     return float(_last(trial).get(_time_metric(experiment), trial.batches))
 
 

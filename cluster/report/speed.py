@@ -1,4 +1,4 @@
-"""Samples per second of training, and how they grow with the number of slots."""
+"""Training samples per second, and how they scale with the number of slots."""
 
 import itertools
 from collections import defaultdict
@@ -13,14 +13,15 @@ from cluster.report.records import ExperimentRecord, TrialRecord
 
 @dataclass(frozen=True)
 class Speed:
-    """Training images per second over all ranks, in the steady part of a trial.
+    """Training images per second over all ranks, after warm-up.
 
     Attributes:
-        median: Of the reporting periods.
-        low: Their first quartile.
-        high: Their third quartile.
-        periods: How many reporting periods there are.
-        reported: Whether the trial measured it; else it comes from the times of its reports.
+        median: Median over reporting periods.
+        low: First quartile.
+        high: Third quartile.
+        periods: Number of reporting periods.
+        reported: Whether the trial reported its speed; if not, it was computed from the times of
+            its reports.
     """
 
     median: float
@@ -32,13 +33,13 @@ class Speed:
 
 @dataclass(frozen=True)
 class ScalingPoint:
-    """An experiment's speed beside what its slots would give if none waited for another.
+    """An experiment's speed compared with linear scaling.
 
     Attributes:
-        experiment: Its number.
-        slots: Of a trial.
-        speed: As measured.
-        ideal: Images per second on the line through the fewest slots.
+        experiment: The experiment's number.
+        slots: Slots per trial.
+        speed: The measured speed.
+        ideal: Images per second if speed scaled linearly from the fewest slots.
     """
 
     experiment: int
@@ -48,15 +49,15 @@ class ScalingPoint:
 
     @property
     def efficiency(self) -> float:
-        """The measured share of the ideal."""
+        """The median speed as a fraction of the ideal."""
         return self.speed.median / self.ideal
 
 
 def training_speed(trial: TrialRecord) -> Speed | None:
-    """A trial's speed; None if it has reported too little to tell.
+    """Compute a trial's speed; None if it has not reported enough.
 
-    The first period of each start is left out, unless there is no other: in it, input pipelines
-    fill and kernels are chosen.
+    The first period after each start is left out, unless there is no other, because input
+    pipelines fill and kernels are selected in it.
     """
     rates = _reported_rates(trial.record.training)
     reported = bool(rates)
@@ -69,14 +70,14 @@ def training_speed(trial: TrialRecord) -> Speed | None:
 
 
 def scaling(experiments: Sequence[ExperimentRecord]) -> dict[str, list[ScalingPoint]]:
-    """Speeds by number of slots, for each workload of its own.
+    """Return speeds by workload, in order of slots.
 
-    Only experiments that train the same model with the same precision on the same devices can be
-    compared. The ideal grows linearly from the fastest experiment with the fewest slots.
+    Only experiments with the same model, precision and devices can be compared. The ideal scales
+    linearly from the fastest experiment with the fewest slots.
     """
     measured: dict[str, list[tuple[ExperimentRecord, Speed]]] = defaultdict(list)
     for experiment in experiments:
-        speed = training_speed(experiment.shown)
+        speed = training_speed(experiment.main_trial)
         if speed is not None:
             measured[workload(experiment)].append((experiment, speed))
     points = {}
@@ -91,8 +92,8 @@ def scaling(experiments: Sequence[ExperimentRecord]) -> dict[str, list[ScalingPo
 
 
 def workload(experiment: ExperimentRecord) -> str:
-    """What an experiment's speed depends on besides its slots, in words."""
-    trial = experiment.shown
+    """Describe what an experiment's speed depends on, apart from its slots."""
+    trial = experiment.main_trial
     size = trial.hparam("image_size")
     model = trial.hparam("model") + (f" at {_pixels(size)}" if size else "")
     precision = trial.hparam("amp_dtype") if trial.hparam("amp") else "float32"
@@ -114,7 +115,7 @@ def _reported_rates(training: Sequence[dict[str, Any]]) -> list[float]:
 
 
 def _rates_from_times(trial: TrialRecord) -> list[float]:
-    """Images over the time between two reports of one start, without an evaluation between them."""
+    """Compute speeds from successive reports of one run without an evaluation between them."""
     evaluated = {report["batches"] for report in trial.record.validation}
     training = trial.record.training
     return [

@@ -1,4 +1,4 @@
-"""The report's numbers as CSV: all digits, all reports, all trials."""
+"""The report's CSV files: every report of every trial, in full precision."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.report.records import ClusterRecord, ExperimentRecord
-from cluster.report.search import SearchedTrial
+from cluster.report.search import SearchTrial
 from cluster.report.speed import ScalingPoint, training_speed
 
 
@@ -14,17 +14,17 @@ def write_tables(
     cluster: ClusterRecord,
     experiments: Sequence[ExperimentRecord],
     workloads: Mapping[str, Sequence[ScalingPoint]],
-    searches: Mapping[int, Sequence[SearchedTrial]],
+    searches: Mapping[int, Sequence[SearchTrial]],
     folder: Path,
 ) -> None:
-    """Write the tables of a report.
+    """Write the CSV files of a report.
 
     Args:
-        cluster: Where the experiments ran.
-        experiments: What is reported.
-        workloads: Speeds, as `scaling` gives them.
-        searches: The trials of each search, the best first, by experiment.
-        folder: Where the files go.
+        cluster: The cluster that the experiments ran on.
+        experiments: The experiments.
+        workloads: Their speeds, from `scaling`.
+        searches: The trials of each search by experiment, best first.
+        folder: Folder for the files.
     """
     _write_csv(folder / "experiments.csv", [_experiment_row(cluster, each) for each in experiments])
     _write_csv(
@@ -48,7 +48,12 @@ def write_tables(
     )
     for kind in ("training", "validation"):
         rows = [
-            {"experiment": each.id, "trial": trial.id, "slots": each.slots, **_timed(report)}
+            {
+                "experiment": each.id,
+                "trial": trial.id,
+                "slots": each.slots,
+                **_report_columns(report),
+            }
             for each in experiments
             for trial in each.trials
             for report in getattr(trial.record, kind)
@@ -72,7 +77,7 @@ def write_tables(
 
 
 def _experiment_row(cluster: ClusterRecord, experiment: ExperimentRecord) -> dict[str, Any]:
-    trial = experiment.shown
+    trial = experiment.main_trial
     speed = training_speed(trial)
     best = trial.best("AP", smaller_is_better=False)
     return {
@@ -101,21 +106,21 @@ def _experiment_row(cluster: ClusterRecord, experiment: ExperimentRecord) -> dic
     }
 
 
-def _timed(report: Mapping[str, Any]) -> dict[str, Any]:
-    """A report with the name of its time's unit, place first."""
-    place = {
+def _report_columns(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a report's columns: run, batches and seconds first, then its metrics."""
+    first = {
         "run": report["run"],
         "batches": report["batches"],
         "seconds": round(report["time"], 3),
     }
     return {
-        **place,
-        **{key: value for key, value in report.items() if key not in (*place, "time")},
+        **first,
+        **{key: value for key, value in report.items() if key not in (*first, "time")},
     }
 
 
 def _write_csv(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Rows under the names of all their columns, in the order in which these first appear."""
+    """Write rows with the union of their columns, in order of first appearance."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     with file.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, names, restval="")

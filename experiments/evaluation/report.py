@@ -19,7 +19,7 @@ from experiments.evaluation.drawing import DrawnImage, contact_sheet
 from reporting.coco_metrics import MEANINGS, METRICS
 from reporting.plots import plot_average_precision, plot_losses, save_figure
 from reporting.records import RunRecord, read_record
-from reporting.tables import class_rows, markdown_table, shown
+from reporting.tables import class_rows, format_metric, markdown_table
 
 _LOSSES = {"loss": "total", "class_loss": "class", "box_loss": "box"}
 _SHOWN_SCORE = 0.3
@@ -145,10 +145,10 @@ def _readme(
     best = max(record.validation, key=lambda report: report["AP"])
     parts = [
         f"# Run {name}\n",
-        f"AP **{shown(last['AP'])}**, AP50 **{shown(last['AP50'])}** after "
+        f"AP **{format_metric(last['AP'])}**, AP50 **{format_metric(last['AP50'])}** after "
         f"{last['epochs']:.4g} epochs ({last['batches']} batches)."
         + (
-            f" Best AP {shown(best['AP'])} after {best['epochs']:.4g} epochs."
+            f" Best AP {format_metric(best['AP'])} after {best['epochs']:.4g} epochs."
             if best["AP"] > last["AP"]
             else ""
         )
@@ -158,7 +158,7 @@ def _readme(
     ]
     if with_pictures:
         parts.append("![Detections on validation images](detections.png)\n")
-    rows = [[metric, shown(last[metric]), MEANINGS[metric]] for metric in METRICS]
+    rows = [[metric, format_metric(last[metric]), MEANINGS[metric]] for metric in METRICS]
     parts += ["## Metrics\n", markdown_table(["metric", "value", "meaning"], rows)]
     if last.get("ap_per_class"):
         table = class_rows(last["ap_per_class"], columns=4 if len(last["ap_per_class"]) > 12 else 1)

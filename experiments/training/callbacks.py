@@ -163,7 +163,7 @@ class RunRecorder(pytorch.PyTorchCallback):
         if self._stop:  # the second signal
             raise KeyboardInterrupt
         self._stop = True
-        self._progress.say(
+        self._progress.log(
             "stopping with a checkpoint after this reporting period; repeat to stop immediately"
         )
 
@@ -203,7 +203,7 @@ class RunRecorder(pytorch.PyTorchCallback):
         self._metric = (trial.position, float(metrics[trial.run.config.metric]))
         self._search_checks_left = 2
         if trial.run.communicator.rank == 0:
-            self._progress.say(
+            self._progress.log(
                 f"batch {trial.position}: AP {metrics['AP']:.4f}  AP50 {metrics['AP50']:.4f}  "
                 f"loss {metrics['val_loss']:.4f} on {len(trial.run.val)} validation images"
             )

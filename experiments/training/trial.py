@@ -93,7 +93,7 @@ class EfficientDetTrial(pytorch.PyTorchTrial):
             first_batch=run.first_batch,
             total_batches=run.total_batches,
             global_batch_size=self.hparams.global_batch_size,
-            shown=self.communicator.rank == 0,
+            enabled=self.communicator.rank == 0,
         )
         self.training_metrics = context.wrap_reducer(
             TrainingReducer(self.progress), for_validation=False
@@ -262,8 +262,8 @@ class EfficientDetTrial(pytorch.PyTorchTrial):
             step = self.position if self.hparams.model_ema_warmup else None
             self.ema.update(self.detector, step=step)
         self.training_metrics.update(loss.detach(), class_loss.detach(), box_loss.detach())
-        wanted = self.progress.wants_loss()
-        self.progress.batch(self.position, float(loss.detach()) if wanted else None, lr)
+        wanted = self.progress.needs_loss()
+        self.progress.update(self.position, float(loss.detach()) if wanted else None, lr)
         # The losses go through the reducer: a tensor returned here would be copied from the device
         # after every batch.
         return {"lr": lr}

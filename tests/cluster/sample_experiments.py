@@ -122,6 +122,6 @@ def search(**hparams: Any) -> Experiment:
 CLUSTER = collect_cluster(FakeMaster([]), "local")
 
 
-def collected(*experiments: Experiment, **master: Any) -> list[ExperimentRecord]:
+def collect(*experiments: Experiment, **master: Any) -> list[ExperimentRecord]:
     numbers = [each.id for each in experiments]
     return collect_experiments(FakeMaster(experiments, **master), CLUSTER, numbers)

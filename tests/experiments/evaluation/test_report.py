@@ -40,8 +40,8 @@ def test_what_a_resumed_run_wrote_later_counts(tmp_path: Path) -> None:
     assert record.seconds == 10
 
 
-def test_missing_record_says_what_writes_it(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"metrics\.jsonl: no such record"):
+def test_a_missing_metrics_file_is_reported(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"metrics\.jsonl: no such file"):
         read_record(tmp_path / "metrics.jsonl")
 
 
