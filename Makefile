@@ -235,25 +235,30 @@ setup: ## Make the environment .venv from the lock (PYTHON= names one of 3.11 to
 horovod: setup ## Build Horovod against this torch and install it (some minutes, once)
 	@tools/horovod.sh
 
+run_linters = .venv/bin/pre-commit run --files $$(git ls-files --cached --others --exclude-standard)
+
 .PHONY: test
 test: setup ## Lint, then run the tests (TESTS=tests/model runs some of them)
-	@$(PY) tools/run_tests.py -m "not cluster and not hosts" $(TESTS)
+	@lint=0; $(run_linters) || lint=$$?; \
+	    tests=0; $(PY) -m pytest -m "not cluster and not hosts" $(TESTS) || tests=$$?; \
+	    [[ $$lint == 0 ]] || echo "make lint failed; what it found is above the tests"; \
+	    exit $$((lint || tests))
 
 .PHONY: test-sync
 test-sync: setup ## Test coco-sync between hosts in namespaces, with kills (COCO_SYNC_REPEATS=)
-	@$(PY) tools/run_tests.py --no-lint -m hosts tests/data_prep
+	@$(PY) -m pytest -m hosts tests/data_prep
 
 .PHONY: test-cluster
 test-cluster: setup ## Run the tests that need Docker and Determined's images (TESTS=)
-	@$(PY) tools/run_tests.py --no-lint -m cluster $(or $(TESTS),tests/system/cluster)
+	@$(PY) -m pytest -m cluster $(or $(TESTS),tests/system/cluster)
 
 .PHONY: test-hosts
 test-hosts: setup ## A cluster's whole life (TEST_HOSTS_PROXY= TEST_HOSTS_BUNDLE= TEST_HOSTS_IMAGE=)
-	@TEST_HOSTS=yes $(PY) tools/run_tests.py --no-lint -m cluster tests/system/hosts
+	@TEST_HOSTS=yes $(PY) -m pytest -m cluster tests/system/hosts
 
 .PHONY: lint
 lint: setup ## Check the style and types of all files, those not yet added to git included
-	@.venv/bin/pre-commit run --files $$(git ls-files --cached --others --exclude-standard)
+	@$(run_linters)
 
 .PHONY: format
 format: setup ## Format the Python files and fix what can be fixed
