@@ -261,9 +261,10 @@ lint: setup ## Check the style and types of all files, those not yet added to gi
 	@$(run_linters)
 
 .PHONY: format
-format: setup ## Format the Python files and fix what can be fixed
+format: setup ## Format the Python files, fix what can be fixed, write the table of settings
 	.venv/bin/ruff format .
 	.venv/bin/ruff check --fix .
+	$(PY) tools/settings_table.py
 
 .PHONY: bench
 bench: setup ## Measure next to peers; results in bench/results (OUT= DATA= ARGS=)

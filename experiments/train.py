@@ -77,7 +77,12 @@ def main(
         typer.Option("--overlay", help="A YAML file of changes to --config; may be repeated."),
     ] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="A hyperparameter, such as lr=0.01.")
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="A hyperparameter, such as lr=0.01; docs/training.md lists all of them. "
+            "May be repeated.",
+        ),
     ] = None,
     fresh: Annotated[bool, typer.Option(help="Delete an earlier run in the folder.")] = False,
     skip_damaged: Annotated[

@@ -1,137 +1,277 @@
-"""Every hyperparameter of the trial: its type, default, bounds and meaning.
+"""Every hyperparameter of the trial: its type, range, default and meaning.
 
-One dataclass is the whole list. A name that is not in it is refused, a value that does not fit is
-refused, and all that is wrong is told in one message.
+These classes are the only list. `parse_hparams` checks values against it and the table in
+docs/training.md is made from it (`make format`). The text under a hyperparameter is its meaning.
 """
 
-import dataclasses
 import difflib
-import math
-import types
-import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from experiments.settings.hparam_types import (
+    AtLeastOne,
+    BelowOne,
+    Color,
+    Deviations,
+    Grey,
+    HeightAndWidth,
+    Means,
+    NotNegative,
+    Positive,
+    PositiveShare,
+    PositiveWhole,
+    Share,
+    Span,
+    Whole,
+    in_words,
+)
 
 
 class HParamError(ValueError):
     """Hyperparameters that cannot be honoured; the message lists each with what to do."""
 
 
-@dataclass(frozen=True)
-class HParams:
-    """The hyperparameters of one trial; one that a file leaves out has const.yaml's value.
+class _Group(BaseModel):
+    """Hyperparameters under one heading: the first line of the class's docstring."""
 
-    Epochs are counted in passes over the training split, learning rates are per optimizer step.
+    model_config = ConfigDict(
+        frozen=True,
+        strict=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
+
+
+class Detector(_Group):
+    """Detector.
+
+    Used in `experiments/training/detector.py`.
     """
 
-    # The detector.
     model: str = "efficientdet_d0"
-    num_classes: int | None = None  # null: as many as the data set's annotations need
-    image_size: int | list[int] | None = None  # pixels, or [height, width]; null: the model's own
-    weights: str | None = None  # a detector checkpoint: a file, or a published one's name
-    reset_class_head: bool = False  # with weights of another number of classes
-    # timm's ImageNet weights; unless set, false next to `weights` or `backbone_weights`
-    pretrained_backbone: bool = True
-    backbone_weights: str | None = None  # the same from a file
-    drop_path_rate: float | None = None  # stochastic depth of the backbone; null: the model's own
-    bn_momentum: float | None = None  # of the running statistics; null: the model's own
-    bn_eps: float | None = None
+    """Name of the detector; `docs/models.md` lists them."""
+    num_classes: PositiveWhole | None = None
+    """Number of classes; null: as many as the data set's annotations need."""
+    image_size: PositiveWhole | HeightAndWidth | None = None
+    """Size of the network's input in pixels; null: the detector's own."""
+    weights: str | None = None
+    """File of a detector checkpoint to start from; null: none."""
+    reset_class_head: bool = False
+    """Leave the class head untrained if `weights` is for another number of classes."""
+    backbone_weights: str | None = None
+    """File with ImageNet weights of the backbone; null: none."""
+    pretrained_backbone: bool = Field(
+        default_factory=lambda given: given["weights"] is None and given["backbone_weights"] is None
+    )
+    """Use timm's ImageNet weights; default false if `weights` or `backbone_weights` is set."""
+    drop_path_rate: BelowOne | None = None
+    """Highest rate of stochastic depth in the backbone; null: the detector's own."""
+    bn_momentum: PositiveShare | None = None
+    """Momentum of batch norm's running statistics; null: the detector's own."""
+    bn_eps: Positive | None = None
+    """What batch norm adds to the variance; null: the detector's own."""
     soft_nms: bool = False
+    """Lower the scores of overlapping detections instead of removing them."""
 
-    # The loss (Lin et al., Focal Loss for Dense Object Detection; Huber for boxes).
-    alpha: float | None = None
-    gamma: float | None = None
-    smoothing: float = 0.0  # label smoothing
+
+class Loss(_Group):
+    """Loss.
+
+    Focal loss of classes (Lin et al., Focal Loss for Dense Object Detection) and Huber loss of
+    boxes. Used in `experiments/training/detector.py`.
+    """
+
+    alpha: Share | None = None
+    """Weight of positive anchors in the focal loss; null: the detector's own."""
+    gamma: AtLeastOne | None = None
+    """Exponent that reduces the focal loss of easy anchors; null: the detector's own."""
+    smoothing: BelowOne = 0.0
+    """Label smoothing of the focal loss."""
     legacy_focal: bool = False
-    box_loss_weight: float | None = None
+    """Use effdet's legacy focal loss, which has no label smoothing."""
+    box_loss_weight: NotNegative | None = None
+    """Weight of the box loss relative to the class loss; null: the detector's own."""
 
-    # The optimizer and its schedule (timm).
-    global_batch_size: int = 16
+
+class Optimization(_Group):
+    """Optimizer and schedule.
+
+    Both are timm's. Used in `experiments/training/optimization.py`.
+    """
+
+    global_batch_size: PositiveWhole = 16
+    """Images in a batch over all ranks; a multiple of the number of ranks."""
     opt: str = "fusedmomentum"
-    lr: float = 0.03
-    lr_base_batch: int | None = None  # lr is for this batch size, and scales linearly from there
-    momentum: float = 0.9
-    opt_eps: float | None = 0.001
-    weight_decay: float = 4e-5
-    clip_grad: float | None = 10.0
+    """Name of one of timm's optimizers; a leading `fused` is ignored."""
+    lr: Positive = 0.03
+    """Peak learning rate, per optimizer step."""
+    lr_base_batch: PositiveWhole | None = None
+    """Batch size that `lr` is for, scaled linearly to `global_batch_size`; null: no scaling."""
+    momentum: BelowOne = 0.9
+    """Momentum of optimizers that have one."""
+    opt_eps: NotNegative | None = 0.001
+    """Epsilon of optimizers that have one; null: timm's default."""
+    weight_decay: NotNegative = 4e-5
+    """Weight decay; biases and norms are left out."""
+    clip_grad: Positive | None = 10.0
+    """Limit to which gradients are clipped; null: gradients stay as they are."""
     clip_mode: Literal["norm", "value", "agc"] = "norm"
-    epochs: int = 300  # of the schedule, its warm-up included
-    sched: str = "cosine"
-    warmup_epochs: float = 5.0  # the rate rises with every update
-    warmup_lr: float = 1e-4
-    min_lr: float = 1e-5
-    cooldown_epochs: int = 10  # after `epochs`, at the rate that the schedule ends with
-    patience_epochs: int = 10  # of the plateau schedule, in validations
-    decay_epochs: float = 30.0  # of the step schedule
-    decay_rate: float = 0.1
-    # Where it begins and ends, as shares of `epochs`; one number: from there to the end of the run.
-    lr_noise: float | list[float] | None = field(default_factory=lambda: [0.4, 0.9])
-    lr_noise_pct: float = 0.67  # an epoch's factor is between 1 - this and 1 + this
-    lr_noise_std: float = 1.0  # of the normal distribution that is cut off there
+    """What `clip_grad` limits: the norm, each value, or the ratio to the weights' norm (agc)."""
+    epochs: PositiveWhole = 300
+    """Length of the schedule in passes over the training split, warm-up included."""
+    sched: Literal["cosine", "tanh", "step", "plateau", "poly", "constant"] = "cosine"
+    """Schedule of the learning rate."""
+    warmup_epochs: NotNegative = 5.0
+    """Length of the warm-up in epochs; the rate rises with every step."""
+    warmup_lr: NotNegative = 1e-4
+    """Learning rate at which the warm-up starts."""
+    min_lr: NotNegative = 1e-5
+    """Lowest learning rate of the schedule."""
+    cooldown_epochs: Whole = 10
+    """Epochs after `epochs`, at the rate with which the schedule ends."""
+    patience_epochs: Whole = 10
+    """Validations without a better metric before the plateau schedule lowers the rate."""
+    decay_epochs: Positive = 30.0
+    """Epochs between two drops of the step schedule."""
+    decay_rate: NotNegative = 0.1
+    """Factor of a drop in the step and plateau schedules; exponent of the poly schedule."""
+    lr_noise: Share | Span | None = [0.4, 0.9]
+    """Start and end of noise on the rate in shares of `epochs`; one number: no end; null: none."""
+    lr_noise_pct: PositiveShare = 0.67
+    """Limit of the noise: an epoch's factor is between 1 - this and 1 + this."""
+    lr_noise_std: NotNegative = 1.0
+    """Standard deviation of the noise before it is limited."""
 
-    # Precision, averaging, speed.
-    amp: bool = True  # of training; evaluation is in float32
+
+class Precision(_Group):
+    """Precision, averaging and speed.
+
+    Used in `experiments/training/trial.py`.
+    """
+
+    amp: bool = True
+    """Train in mixed precision; evaluation is in float32."""
     amp_dtype: Literal["bfloat16", "float16"] = "float16"
-    # Floor of float16's dynamic loss scale; unless set, null where there is no loss scale.
-    min_loss_scale: float | None = 16.0
+    """Lower of the two precisions of `amp`."""
+    min_loss_scale: Positive | None = Field(
+        default_factory=lambda given: (
+            16.0 if given["amp"] and given["amp_dtype"] == "float16" else None
+        )
+    )
+    """Floor of float16's dynamic loss scale; null: no floor; default null without float16."""
     model_ema: bool = True
-    model_ema_decay: float = 0.9999
+    """Average the weights, and evaluate the averaged ones."""
+    model_ema_decay: Share = 0.9999
+    """Share of the average that is kept at each step."""
     model_ema_warmup: bool = False
+    """Start the average after the first step, and let its decay rise from 0."""
     sync_bn: bool = False
+    """Compute batch norm's statistics over all ranks."""
     channels_last: bool = True
+    """Keep images and weights in channels_last memory."""
     compile: bool = False
-    fp16_compression: bool = False  # of gradients on their way between ranks
+    """Compile model and loss with torch.compile."""
+    fp16_compression: bool = False
+    """Send gradients between ranks as float16."""
 
-    # The input.
-    seed: int = 42
+
+class Input(_Group):
+    """Input.
+
+    Used in `experiments/training/trial.py`, `experiments/training/detector.py` and
+    `experiments/training/dataset.py`.
+    """
+
+    seed: Whole = 42
+    """Seed of all random numbers."""
     train_interpolation: Literal["random", "bilinear", "bicubic"] = "random"
-    # Of evaluation, kept in the checkpoint for `evaluate` and `predict`; null: bilinear, with which
-    # the AP of the published checkpoints was measured.
+    """Resampling of training images; random: bilinear or bicubic, drawn for each image."""
     interpolation: Literal["bilinear", "bicubic"] | None = None
-    fill_color: str | int | list[int] | None = None  # of padding; "mean", a grey or [r, g, b]
-    mean: list[float] | None = None  # of normalisation, on a scale of 0 to 1
-    std: list[float] | None = None
-    scale_min: float = 0.1
-    scale_max: float = 2.0
-    reprob: float = 0.0
+    """Resampling in evaluation, kept in the checkpoint; null: the detector's own, bilinear."""
+    fill_color: Literal["mean"] | Grey | Color | None = None
+    """Colour of padding: the mean colour, a grey or RGB; null: the detector's own."""
+    mean: Means | None = None
+    """Mean of the channels, subtracted from images scaled to 0..1; null: the detector's own."""
+    std: Deviations | None = None
+    """Standard deviation that images scaled to 0..1 are divided by; null: the detector's own."""
+    scale_min: Positive = 0.1
+    """Smallest random resize in training, relative to the largest size that fits the input."""
+    scale_max: Positive = 2.0
+    """Largest random resize in training, relative to the same size."""
+    reprob: Share = 0.0
+    """Probability of random erasing in a training image; 0: none."""
     remode: Literal["pixel", "rand", "const"] = "pixel"
-    recount: int = 1
-    input_device: Literal["auto", "cpu", "gpu"] = "auto"  # where JPEGs are decoded
-    input_threads: int | None = None  # null: the cores that this rank may use
+    """What erasing leaves: noise (pixel), one random colour (rand) or the mean colour (const)."""
+    recount: PositiveWhole = 1
+    """Most rectangles erased in an image; to erase none, set `reprob: 0`."""
+    input_device: Literal["auto", "cpu", "gpu"] = "auto"
+    """Where JPEGs are decoded; auto: on the GPU if there is one."""
+    input_threads: PositiveWhole | None = None
+    """CPU threads of a rank's input; null: one per core that the rank may use."""
     pin_mem: bool = False
-    bench_labeler: bool = True  # anchors are assigned beside the model; false: in the loader
-    fake_data: bool = False  # generated tensors, to measure the model alone
-    strict: bool = True  # an unsound sample is an error; false: it is left out, up to 1%
+    """Copy batches from the CPU's input to the GPU through pinned memory."""
+    bench_labeler: bool = True
+    """Assign anchors next to the model; false: in the loader."""
+    fake_data: bool = False
+    """Train on generated tensors, to measure the model alone."""
+    strict: bool = True
+    """Treat an invalid sample as an error; false: leave it out, up to 1 % of them."""
 
-    # Evaluation.
-    eval_batch_size: int | None = None  # a rank; null: the training batch of a rank
-    val_skip: int = 0  # evaluate every n-th image only
+
+class Evaluation(_Group):
+    """Evaluation.
+
+    Used in `experiments/training/trial.py` and `experiments/training/dataset.py`.
+    """
+
+    eval_batch_size: PositiveWhole | None = None
+    """Images in a rank's batch; null: as in training."""
+    val_skip: Whole = 0
+    """Evaluate every n-th image only; 0 and 1: all."""
+
+
+# pydantic takes fields from the last base first.
+class HParams(Evaluation, Input, Precision, Optimization, Loss, Detector):
+    """The hyperparameters of one trial; one that a recipe leaves out has const.yaml's value."""
 
     @property
     def total_epochs(self) -> int:
         """Epochs of the whole run, which is also what a search must have as its max_time."""
         return self.epochs + self.cooldown_epochs
 
+    @model_validator(mode="after")
+    def _require_consistency(self) -> Self:
+        """Refuse values that contradict each other."""
+        float16 = self.amp and self.amp_dtype == "float16"
+        problems = {
+            f"scale_min {self.scale_min:g} is above scale_max {self.scale_max:g}": (
+                self.scale_min > self.scale_max
+            ),
+            "pretrained_backbone and backbone_weights exclude each other: set one": (
+                self.pretrained_backbone and self.backbone_weights
+            ),
+            "smoothing is not defined for the legacy focal loss: set legacy_focal: false": (
+                self.smoothing and self.legacy_focal
+            ),
+            "min_loss_scale acts on float16 only: set amp: true and amp_dtype: float16": (
+                self.min_loss_scale is not None and not float16
+            ),
+            f"decay_rate {self.decay_rate:g} must be below 1 with sched: plateau": (
+                self.sched == "plateau" and self.decay_rate >= 1
+            ),
+            f"warmup_epochs {self.warmup_epochs:g} leaves no epoch of {self.epochs}": (
+                self.warmup_epochs >= self.epochs
+            ),
+        }
+        if found := [problem for problem, present in problems.items() if present]:
+            raise ValueError("\n  ".join(found))
+        return self
 
-_NOT_NEGATIVE = {
-    *("weight_decay", "warmup_epochs", "warmup_lr", "min_lr", "cooldown_epochs"),
-    *("patience_epochs", "lr_noise", "lr_noise_std", "val_skip", "seed", "reprob"),
-    *("momentum", "smoothing", "drop_path_rate", "model_ema_decay", "opt_eps", "decay_rate"),
-    *("alpha", "box_loss_weight", "fill_color"),
-}
-# Where 0 could be taken for something else, what to write instead.
-_INSTEAD_OF_ZERO = {
-    "clip_grad": "; null leaves gradients as they are",
-    "min_loss_scale": "; null sets no floor",
-    "recount": "; reprob: 0 erases nothing",
-    "eval_batch_size": "; null is the training batch of a rank",
-    "input_threads": "; null is the cores that this rank may use",
-}
-_BELOW_ONE = {"momentum", "smoothing", "drop_path_rate"}
-_AT_MOST_ONE = {"reprob", "model_ema_decay", "bn_momentum", "alpha", "lr_noise", "lr_noise_pct"}
 
-# Names of other EfficientDet training scripts, each with what to write here.
+# Names in other EfficientDet training scripts, each with what to write here.
 _FORMER_NAMES = {
     "batch_size": "global_batch_size (over all ranks)",
     "initial_checkpoint": "weights",
@@ -152,145 +292,6 @@ _FORMER_NAMES = {
 }
 
 
-def _describe(annotation: Any) -> str:
-    """What a value must be, in words."""
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is Literal:
-        return " or ".join(repr(choice) for choice in arguments)
-    if origin is list:
-        return f"a list of {_describe(arguments[0])}s".replace("a list of a ", "a list of ")
-    if origin in (types.UnionType, typing.Union):
-        return " or ".join(_describe(part) for part in arguments)
-    return {
-        int: "a whole number",
-        float: "a number",
-        bool: "true or false",
-        str: "text",
-        type(None): "null",
-    }[annotation]
-
-
-def _convert(value: Any, annotation: Any) -> Any:
-    """The value as the annotation has it, or raise TypeError."""
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is Literal:
-        if value in arguments:
-            return value
-        raise TypeError
-    if origin in (types.UnionType, typing.Union):
-        # An exact fit first, so that 3 stays a whole number where both kinds are allowed.
-        for part in arguments:
-            try:
-                return _convert(value, part)
-            except TypeError:
-                continue
-        raise TypeError
-    if origin is list:
-        if isinstance(value, str):  # "0.4 0.9", as command lines write it
-            try:
-                value = [float(part) for part in value.replace(",", " ").split()]
-            except ValueError as error:
-                raise TypeError from error
-        if not isinstance(value, list | tuple) or not value:
-            raise TypeError
-        return [_convert(item, arguments[0]) for item in value]
-    if annotation is type(None):
-        if value is None:
-            return None
-        raise TypeError
-    return _convert_scalar(value, annotation)
-
-
-def _convert_scalar(value: Any, annotation: type) -> Any:
-    if annotation is float and isinstance(value, str):  # YAML 1.1 reads 1e-4 as text
-        try:
-            value = float(value)
-        except ValueError as error:
-            raise TypeError from error
-    if annotation is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    # A search over whole numbers may come back as a float.
-    if annotation is int and isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, bool) is not (annotation is bool) or not isinstance(value, annotation):
-        raise TypeError
-    if isinstance(value, float) and not math.isfinite(value):
-        raise TypeError
-    return value
-
-
-def _bounds(name: str, value: Any) -> str | None:
-    """What is wrong with a value of the right type, or None."""
-    if value is None or isinstance(value, bool | str | list):
-        return None
-    if name in _NOT_NEGATIVE and value < 0:
-        return "must not be negative"
-    if name not in _NOT_NEGATIVE and value <= 0:
-        return f"must be more than 0{_INSTEAD_OF_ZERO.get(name, '')}"
-    if name in _BELOW_ONE and value >= 1:
-        return "must be below 1"
-    if name in _AT_MOST_ONE and value > 1:
-        return "must be at most 1"
-    return None
-
-
-def _together(hparams: HParams) -> list[str]:
-    """What is wrong between hyperparameters that each fit alone."""
-    found = []
-    if hparams.scale_min > hparams.scale_max:
-        found.append(f"scale_min {hparams.scale_min} is above scale_max {hparams.scale_max}")
-    if isinstance(hparams.lr_noise, list) and (
-        len(hparams.lr_noise) not in (1, 2)
-        or sorted(hparams.lr_noise) != hparams.lr_noise
-        or not all(0 <= share <= 1 for share in hparams.lr_noise)
-    ):
-        found.append(
-            f"lr_noise {hparams.lr_noise} must be one or two rising shares of the schedule, "
-            "such as [0.4, 0.9]"
-        )
-    for name in ("mean", "std"):
-        values = getattr(hparams, name)
-        if values is not None and len(values) not in (1, 3):
-            found.append(f"{name} {values} must have one or three numbers")
-    if not _is_color(hparams.fill_color):
-        found.append(
-            f"fill_color {hparams.fill_color!r} must be mean, one grey or [r, g, b], each 0 to 255"
-        )
-    if isinstance(hparams.image_size, list) and len(hparams.image_size) != 2:
-        found.append(f"image_size {hparams.image_size} must be one number or [height, width]")
-    if hparams.pretrained_backbone and hparams.backbone_weights:
-        found.append("pretrained_backbone and backbone_weights exclude each other: set one")
-    if hparams.smoothing and hparams.legacy_focal:
-        found.append("smoothing is not defined for the legacy focal loss: set legacy_focal: false")
-    if hparams.min_loss_scale is not None and not (hparams.amp and hparams.amp_dtype == "float16"):
-        found.append("min_loss_scale acts on float16 only: set amp: true and amp_dtype: float16")
-    if hparams.sched == "plateau" and hparams.decay_rate >= 1:
-        found.append(f"decay_rate {hparams.decay_rate:g} must be below 1 with sched: plateau")
-    if hparams.warmup_epochs >= hparams.epochs:
-        found.append(f"warmup_epochs {hparams.warmup_epochs:g} leaves no epoch of {hparams.epochs}")
-    return found
-
-
-def _is_color(color: str | int | list[int] | None) -> bool:
-    if color is None or color == "mean":
-        return True
-    if isinstance(color, str):
-        return color.isdecimal() and int(color) <= 255
-    values = color if isinstance(color, list) else [color]
-    return len(values) in (1, 3) and all(0 <= value <= 255 for value in values)
-
-
-def _fitting_defaults(known: Mapping[str, Any]) -> dict[str, Any]:
-    """Defaults that a value given for another hyperparameter leaves without a meaning."""
-    found: dict[str, Any] = {}
-    given = HParams(**known)
-    if given.weights is not None or given.backbone_weights is not None:
-        found["pretrained_backbone"] = False
-    if not (given.amp and given.amp_dtype == "float16"):
-        found["min_loss_scale"] = None
-    return found
-
-
 def parse_hparams(values: Mapping[str, Any]) -> HParams:
     """The hyperparameters of a configuration file, checked.
 
@@ -303,43 +304,41 @@ def parse_hparams(values: Mapping[str, Any]) -> HParams:
     Raises:
         HParamError: one message that lists every name and value that is refused, and why.
     """
-    hints = typing.get_type_hints(HParams)
-    problems: list[str] = []
-    known: dict[str, Any] = {}
-    for name, value in values.items():
-        if name not in hints:
-            problems.append(f"{name}: no such hyperparameter{_suggestion(name, list(hints))}")
-        elif isinstance(value, Mapping):
-            problems.append(
-                f"{name}: is a range to search ({dict(value)}); a trial needs one value "
-                f"(off a cluster give it with --set {name}=...)"
-            )
-        else:
-            try:
-                known[name] = _convert(value, hints[name])
-            except TypeError:
-                problems.append(f"{name}: is {value!r}, must be {_describe(hints[name])}")
-                continue
-            wrong = _bounds(name, known[name])
-            if wrong:
-                problems.append(f"{name}: is {value!r}, {wrong}")
-    if not problems:
-        hparams = HParams(**{**_fitting_defaults(known), **known})
-        problems = _together(hparams)
-        if not problems:
-            return hparams
-    raise HParamError("hyperparameters refused:\n  " + "\n  ".join(problems))
+    try:
+        return HParams.model_validate(dict(values))
+    except ValidationError as refused:
+        # One line a hyperparameter: a type with alternatives has an error for each of them.
+        problems = dict.fromkeys(
+            _problem(error["loc"][0], values) if error["loc"] else str(error["ctx"]["error"])
+            for error in refused.errors()
+            if error["type"] != "default_factory_not_called"  # follows from another error
+        )
+        raise HParamError("hyperparameters refused:\n  " + "\n  ".join(problems)) from None
 
 
-def _suggestion(name: str, names: list[str]) -> str:
+def _problem(name: Any, values: Mapping[str, Any]) -> str:
+    """Why a hyperparameter is refused, and what to do."""
+    field, value = HParams.model_fields.get(name), values[name]
+    if field is None:
+        return f"{name}: no such hyperparameter; {_suggestion(str(name))}"
+    if isinstance(value, Mapping):
+        return (
+            f"{name}: is a range to search ({dict(value)}); a trial needs one value "
+            f"(off a cluster give it with --set {name}=...)"
+        )
+    return f"{name}: is {value!r}, must be {allowed_values(name)}. {field.description}"
+
+
+def _suggestion(name: str) -> str:
     if name in _FORMER_NAMES:
-        return f"; write {_FORMER_NAMES[name]}"
-    close = difflib.get_close_matches(name, names, n=1)
-    return (
-        f"; did you mean {close[0]}?"
-        if close
-        else "; see experiments/settings/hparams.py for the list"
-    )
+        return f"write {_FORMER_NAMES[name]}"
+    close = difflib.get_close_matches(name, HParams.model_fields, n=1)
+    return f"did you mean {close[0]}?" if close else "docs/training.md lists them all"
+
+
+def allowed_values(name: str) -> str:
+    """The type and range of a hyperparameter, in words."""
+    return in_words(HParams.model_json_schema()["properties"][name])
 
 
 def changed_from_default(hparams: HParams) -> dict[str, Any]:
@@ -350,4 +349,4 @@ def changed_from_default(hparams: HParams) -> dict[str, Any]:
 
 def as_dict(hparams: HParams) -> dict[str, Any]:
     """All hyperparameters by name."""
-    return dataclasses.asdict(hparams)
+    return hparams.model_dump()

@@ -39,7 +39,7 @@ def _fill_color(hparams: HParams, mean: tuple[float, ...]) -> tuple[int, ...] | 
         return tuple(round(255 * value) for value in mean)
     if color is None:
         return None
-    values = color if isinstance(color, list) else [int(color)]
+    values = color if isinstance(color, list) else [color]
     return tuple(values * 3 if len(values) == 1 else values)
 
 

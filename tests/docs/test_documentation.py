@@ -15,6 +15,9 @@ from unittest import mock
 
 import pytest
 
+from experiments.settings.hparams import HParams
+from tools import settings_table
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 README_LINES = 150
@@ -241,6 +244,7 @@ def test_the_variables_in_make_help_are_used(name: str) -> None:
     assert targets()[name].variables <= used | from_environment
 
 
-def test_the_settings_table_has_its_place() -> None:
-    text = (ROOT / "docs/training.md").read_text()
-    assert text.count("<!-- settings:begin -->") == text.count("<!-- settings:end -->") == 1
+def test_the_table_of_settings_is_up_to_date() -> None:
+    text = settings_table.PAGE.read_text(encoding="utf-8")
+    assert settings_table.with_table(text) == text, "run make format"
+    assert all(f"\n| `{name}` | " in text for name in HParams.model_fields)
