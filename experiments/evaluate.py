@@ -25,6 +25,14 @@ from experiments.evaluation.inference import (  # noqa: E402
     with_progress,
 )
 from experiments.evaluation.loop import evaluate_detector  # noqa: E402
+from experiments.evaluation.options import (  # noqa: E402
+    BatchSize,
+    Checkpoint,
+    Device,
+    Model,
+    NumClasses,
+    Threads,
+)
 from experiments.evaluation.report import sample_pictures, save_image  # noqa: E402
 from experiments.input import SampleError  # noqa: E402
 from reporting.progress import print_error  # noqa: E402
@@ -93,9 +101,7 @@ def evaluate(
 
 def main(
     *,
-    checkpoint: Annotated[
-        Path, typer.Option(help="A run's folder, one of its checkpoints, or a file of weights.")
-    ],
+    checkpoint: Checkpoint,
     data: Annotated[Path, typer.Option(help="Data set folder in COCO's layout.")],
     out: Annotated[
         Path | None, typer.Option(help="Folder for the results; runs/evaluate/<time> if not given.")
@@ -103,17 +109,11 @@ def main(
     split: Annotated[
         str | None, typer.Option(help="Split to evaluate; else the validation split.")
     ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="The detector of a file of weights: tf_efficientdet_d0, ...")
-    ] = None,
-    num_classes: Annotated[
-        int | None, typer.Option(min=1, help="Classes of a file of weights; 90 if not given.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    batch_size: Annotated[int, typer.Option(min=1)] = 8,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads of the input and of the detector.")
-    ] = None,
+    model: Model = None,
+    num_classes: NumClasses = None,
+    device: Device = "auto",
+    batch_size: BatchSize = 8,
+    threads: Threads = None,
 ) -> None:
     """Print COCO's metrics of a checkpoint on a data set, and write its detections."""
     out = out or Path("runs/evaluate") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"

@@ -28,6 +28,14 @@ from experiments.evaluation.inference import (  # noqa: E402
     with_progress,
 )
 from experiments.evaluation.loop import detect_batch  # noqa: E402
+from experiments.evaluation.options import (  # noqa: E402
+    BatchSize,
+    Checkpoint,
+    Device,
+    Model,
+    NumClasses,
+    Threads,
+)
 from experiments.evaluation.pictures import (  # noqa: E402
     Pictures,
     find_pictures,
@@ -133,9 +141,7 @@ def write_predictions(
 
 def main(
     *,
-    checkpoint: Annotated[
-        Path, typer.Option(help="A run's folder, one of its checkpoints, or a file of weights.")
-    ],
+    checkpoint: Checkpoint,
     images: Annotated[str, typer.Option(help="A picture, a folder of pictures, or a pattern.")],
     out: Annotated[Path, typer.Option(help="Folder for the drawn pictures.")] = Path(
         "runs/predict"
@@ -146,17 +152,11 @@ def main(
     score: Annotated[
         float, typer.Option(min=0, max=1, help="Detections that score less are left out.")
     ] = 0.3,
-    model: Annotated[
-        str | None, typer.Option(help="The detector of a file of weights: tf_efficientdet_d0, ...")
-    ] = None,
-    num_classes: Annotated[
-        int | None, typer.Option(min=1, help="Classes of a file of weights; 90 if not given.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    batch_size: Annotated[int, typer.Option(min=1)] = 8,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads of the input and of the detector.")
-    ] = None,
+    model: Model = None,
+    num_classes: NumClasses = None,
+    device: Device = "auto",
+    batch_size: BatchSize = 8,
+    threads: Threads = None,
 ) -> None:
     """Draw what a checkpoint detects in pictures of any size, and write it as JSON."""
     try:
