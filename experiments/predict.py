@@ -45,7 +45,7 @@ from experiments.evaluation.pictures import (  # noqa: E402
 from experiments.evaluation.report import save_image  # noqa: E402
 from experiments.input import EvalLoader, SampleError  # noqa: E402
 from experiments.runtime.communication import SingleProcess  # noqa: E402
-from model import EfficientDet, anchor_boxes  # noqa: E402
+from model import EfficientDet, Postprocessor  # noqa: E402
 from reporting.progress import print_error  # noqa: E402
 
 _COCO_CLASSES = 90
@@ -87,14 +87,14 @@ def detect_in(
     """The detections of a detector in the images of a split."""
     config = detector.config
     device = next(detector.parameters()).device
-    anchors = anchor_boxes(config).to(device)
+    postprocessor = Postprocessor(config).to(device)
     table = DetectionTable()
     with EvalLoader(
         split, evaluation_input(config, device=device, threads=threads), batch_size=batch_size
     ) as loader:
         for batch in with_progress(loader, len(loader)):
             on_device = {name: tensor.to(device) for name, tensor in batch.items()}
-            _, _, found = detect_batch(detector, anchors, on_device)
+            _, found = detect_batch(detector, postprocessor, on_device)
             table.add(batch["image_id"], found)
     return table.gather(SingleProcess(), split.categories)
 

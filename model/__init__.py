@@ -1,39 +1,39 @@
 """The detector: EfficientDet D0 to D7x and their relatives, for training and inference.
 
->>> model = build_detector("efficientdet_d0", num_classes=90, image_size=(512, 512))
->>> load_weights(model, Path("efficientdet_d0-f3276ba8.pth"))
->>> anchors = anchor_boxes(model.config)
+>>> detector = build_detector("efficientdet_d0", num_classes=90, image_size=(512, 512))
+>>> load_weights(detector, Path("efficientdet_d0-f3276ba8.pth"))
 
-Training: images (N x 3 x H x W, normalised), boxes (N x M x 4, y1 x1 y2 x2 in input pixels) and
-labels (N x M, from 1, -1 for padding) give a loss.
+Training: images (N x 3 x H x W, normalised), boxes (N x M x 4, y1 x1 y2 x2 in pixels of the
+network's input) and labels (N x M, from 1, -1 for padding) give a loss.
 
->>> targets = assign_targets(anchors, boxes, labels)
->>> loss, class_loss, box_loss = DetectionLoss(model.config)(*model(images), targets)
+>>> criterion = DetectionCriterion(detector.config)
+>>> loss, class_loss, box_loss = criterion(detector(images), boxes, labels)
 
-Inference: rows x1 y1 x2 y2 score class in the pixels of the source images.
+Inference: rows x1 y1 x2 y2 score label in pixels of the source images, whose heights and widths
+source_size (N x 2) gives, and their pixels per pixel of the network's input source_scale (N).
 
->>> detections = detect(*model.eval()(images), anchors, model.config, image_scale, image_size)
+>>> postprocessor = Postprocessor(detector.config)
+>>> detections = postprocessor(detector.eval()(images), source_scale, source_size)
 """
 
-from model.anchors import anchor_boxes
-from model.detection import detect
+from model.criterion import DetectionCriterion
 from model.detector import EfficientDet, build_detector
 from model.detector_config import DetectorConfig, detector_config, list_detectors
-from model.losses import DetectionLoss
+from model.outputs import Outputs
+from model.postprocessor import Postprocessor
 from model.sync_batchnorm import convert_sync_batchnorm
-from model.targets import AnchorTargets, assign_targets
+from model.targets import Targets
 from model.weights import load_weights
 
 __all__ = [
-    "AnchorTargets",
-    "DetectionLoss",
+    "DetectionCriterion",
     "DetectorConfig",
     "EfficientDet",
-    "anchor_boxes",
-    "assign_targets",
+    "Outputs",
+    "Postprocessor",
+    "Targets",
     "build_detector",
     "convert_sync_batchnorm",
-    "detect",
     "detector_config",
     "list_detectors",
     "load_weights",

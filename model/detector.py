@@ -11,6 +11,7 @@ from model.backbone import create_backbone
 from model.detector_config import DetectorConfig, detector_config
 from model.fpn import FeaturePyramid, norm_layer
 from model.layers import ConvNorm, SeparableConvNorm, activation, conv_norm
+from model.outputs import Outputs
 
 # The probability that every class begins with, so that the many background anchors do not swamp
 # the first steps (focal loss, https://arxiv.org/abs/1708.02002, section 3.3).
@@ -83,7 +84,7 @@ class EfficientDet(nn.Module):
         for part in ("fpn", "class_net", "box_net"):
             _initialize(getattr(self, part), part)
 
-    def forward(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    def forward(self, images: Tensor) -> Outputs:
         """Class logits and box regressions of every level, from min_level to max_level.
 
         Args:

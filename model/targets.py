@@ -17,7 +17,7 @@ _CPU_PAIRS = 2**17
 _DEVICE_PAIRS = 2**24
 
 
-class AnchorTargets(NamedTuple):
+class Targets(NamedTuple):
     """What every anchor of a batch is to predict.
 
     Attributes:
@@ -33,7 +33,7 @@ class AnchorTargets(NamedTuple):
 
 
 @torch.no_grad()
-def assign_targets(anchors: Tensor, boxes: Tensor, classes: Tensor) -> AnchorTargets:
+def assign_targets(anchors: Tensor, boxes: Tensor, labels: Tensor) -> Targets:
     """Match anchors to boxes: by overlap, and for each box at least its best anchor.
 
     An anchor takes the box that it overlaps most, the earlier one of equals, if their
@@ -44,17 +44,17 @@ def assign_targets(anchors: Tensor, boxes: Tensor, classes: Tensor) -> AnchorTar
     Args:
         anchors: (K, 4) y1 x1 y2 x2.
         boxes: (N, M, 4) y1 x1 y2 x2 in the same pixels.
-        classes: (N, M) labels 1..C, -1 for padding.
+        labels: (N, M) 1..C, -1 for padding.
     """
-    valid = classes > -1
+    valid = labels > -1
     boxes = boxes.float()
     if runs_eagerly_on_cpu(boxes):
         # Padding costs as much as boxes, and most of a batch is padding.
         used = int((valid * torch.arange(1, valid.shape[1] + 1)).amax()) if valid.numel() else 0
-        valid, boxes, classes = valid[:, :used], boxes[:, :used], classes[:, :used]
+        valid, boxes, labels = valid[:, :used], boxes[:, :used], labels[:, :used]
     num_images, num_boxes = valid.shape
     if num_boxes == 0:
-        return AnchorTargets(
+        return Targets(
             torch.full((num_images, len(anchors)), -1, device=anchors.device),
             torch.zeros(num_images, len(anchors), 4, device=anchors.device),
             torch.zeros(num_images, device=anchors.device),
@@ -72,10 +72,10 @@ def assign_targets(anchors: Tensor, boxes: Tensor, classes: Tensor) -> AnchorTar
 
     matched = matches < num_boxes
     matches = torch.where(matched, matches, 0)
-    class_targets = torch.where(matched, classes.long().gather(1, matches) - 1, -1)
+    class_targets = torch.where(matched, labels.long().gather(1, matches) - 1, -1)
     matched_boxes = boxes.gather(1, matches.unsqueeze(-1).expand(-1, -1, 4))
     box_targets = torch.where(matched.unsqueeze(-1), encode_boxes(matched_boxes, anchors), 0.0)
-    return AnchorTargets(class_targets, box_targets, matched.sum(1, dtype=torch.float32))
+    return Targets(class_targets, box_targets, matched.sum(1, dtype=torch.float32))
 
 
 def _match(anchors: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -28,7 +28,7 @@ from experiments.input import FakeLoader, InputConfig
 from experiments.input.stream import DaliStream
 from experiments.runtime import communication, devices, provenance
 from experiments.training.trial import EfficientDetTrial
-from model import DetectionLoss, anchor_boxes, assign_targets, build_detector
+from model import DetectionCriterion, Outputs, Postprocessor, build_detector
 from tests.experiments.local_trial import local_trial
 
 ROOT = Path(__file__).parent.parent
@@ -141,18 +141,17 @@ def test_targets_and_loss_of_a_device(
 ) -> None:
     torch.manual_seed(0)
     detector = build_detector("tiny", num_classes=5, image_size=(128, 128)).eval()
-    anchors = anchor_boxes(detector.config)
+    criterion = DetectionCriterion(detector.config)
     with torch.no_grad():
         logits, regressions = detector(torch.randn(4, 3, 128, 128))
 
     def outcome() -> tuple[Any, list[Tensor]]:
-        targets = assign_targets(anchors, *_boxes())
+        targets = criterion.assign(*_boxes())
         if ignored:
             targets.class_targets[:, ::7] = -2
         inputs = [x.to(dtype).requires_grad_() for x in (*logits, *regressions)]
-        losses = DetectionLoss(detector.config)(
-            inputs[: len(logits)], inputs[len(logits) :], targets
-        )
+        outputs = inputs[: len(logits)], inputs[len(logits) :]
+        losses = criterion.losses(outputs, targets, criterion.normalizer(targets))
         gradients = torch.autograd.grad(losses[0] * 8.0, inputs)
         return targets, [torch.stack(losses), *gradients]
 
@@ -220,9 +219,9 @@ def _batch() -> dict[str, Tensor]:
     return {
         "image": torch.randn(8, 3, 64, 64, device=CUDA),
         "boxes": torch.rand(8, 100, 4, device=CUDA),
-        "classes": torch.ones(8, 100, dtype=torch.int64, device=CUDA),
-        "image_scale": torch.ones(8, device=CUDA),
-        "image_size": torch.ones(8, 2, dtype=torch.int64, device=CUDA),
+        "labels": torch.ones(8, 100, dtype=torch.int64, device=CUDA),
+        "source_scale": torch.ones(8, device=CUDA),
+        "source_size": torch.ones(8, 2, dtype=torch.int64, device=CUDA),
         "image_id": torch.arange(8, device=CUDA),
     }
 
@@ -234,7 +233,7 @@ def test_a_training_step_on_a_gpu(gpu_trial: EfficientDetTrial) -> None:
     assert {p.device for p in trial.detector.parameters()} == {CUDA}
     batch = _batch()
     targets = trial._targets(batch)
-    losses = trial._losses(batch["image"], targets, trial._normalizer(targets.num_positives))
+    losses = trial._losses(batch["image"], targets, trial.criterion.normalizer(targets))
     assert {loss.device for loss in losses} == {CUDA}
     with trial._autocast():
         assert torch.get_autocast_dtype("cuda") == torch.float16
@@ -258,12 +257,14 @@ def test_an_evaluation_step_on_a_gpu(gpu_trial: EfficientDetTrial) -> None:
     gpu_trial.detector.eval()
     seen = {}
 
-    def detect(logits: list[Tensor], *rest: Any) -> Tensor:
-        seen["logits"] = logits[0].device, logits[0].dtype
-        return logits[0]
+    def detect(self: Postprocessor, outputs: Outputs, *source: Tensor) -> Tensor:
+        logits = outputs[0][0]
+        seen["logits"] = logits.device, logits.dtype
+        return logits
 
-    with mock.patch("experiments.evaluation.loop.detect", detect):
-        detect_batch(gpu_trial.detector, gpu_trial.anchors, _batch())
+    postprocessor = Postprocessor(gpu_trial.detector.config).to(CUDA)
+    with mock.patch.object(Postprocessor, "forward", detect):
+        detect_batch(gpu_trial.detector, postprocessor, _batch())
     assert seen["logits"] == (CUDA, torch.float32)
 
 

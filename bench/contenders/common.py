@@ -58,19 +58,19 @@ def generated_batch(settings: Settings, device: Device) -> Batch:
     generator = torch.Generator().manual_seed(settings.seed)
     count, side = settings.batch(device), settings.image_size
     boxes = torch.full((count, MAX_BOXES, 4), -1.0)
-    classes = torch.full((count, MAX_BOXES), -1)
+    labels = torch.full((count, MAX_BOXES), -1)
     shape = (count, _BOXES_PER_IMAGE, 2)
     extent = side * (0.05 + 0.95 * torch.rand(shape, generator=generator) ** 2)
     corner = (side - extent) * torch.rand(shape, generator=generator)
     boxes[:, :_BOXES_PER_IMAGE] = torch.cat([corner, corner + extent], dim=-1)
-    classes[:, :_BOXES_PER_IMAGE] = torch.randint(
+    labels[:, :_BOXES_PER_IMAGE] = torch.randint(
         1, settings.num_classes + 1, shape[:2], generator=generator
     )
     image = torch.randn(count, 3, side, side, generator=generator)
     return {
         "image": image.to(device, memory_format=torch.channels_last),
         "boxes": boxes.to(device),
-        "classes": classes.to(device),
+        "labels": labels.to(device),
     }
 
 

@@ -123,7 +123,7 @@ class Training(TrainingSubject):
         self._samples: Iterator[Sample]
         if workers is None:
             batch = generated_batch(settings, device)
-            target = {"bbox": batch["boxes"], "cls": batch["classes"].float()}
+            target = {"bbox": batch["boxes"], "cls": batch["labels"].float()}
             self._samples = _again_and_again((batch["image"], target))
         else:
             dataset = _dataset(settings, training=True)

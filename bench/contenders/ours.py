@@ -25,15 +25,7 @@ from experiments.evaluation import DetectionTable
 from experiments.input import EvalLoader, InputConfig, TrainLoader
 from experiments.settings.hparams import HParams
 from experiments.training.optimization import gradient_clipper
-from model import (
-    AnchorTargets,
-    DetectionLoss,
-    DetectorConfig,
-    anchor_boxes,
-    assign_targets,
-    detect,
-    detector_config,
-)
+from model import DetectionCriterion, DetectorConfig, Postprocessor, Targets, detector_config
 
 
 def _input_config(
@@ -90,9 +82,9 @@ class Training(TrainingSubject):
         self._detector = detector.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._detector.train()
         config = detector.config
-        self._anchors = anchor_boxes(config).to(device)
+        self._criterion = DetectionCriterion(config).to(device)
         self._network: Callable[..., Any] = self._detector
-        self._criterion: Callable[..., Any] = DetectionLoss(config)
+        self._compare: Callable[..., Any] = self._criterion.losses
         self._optimizer = optimizer_of(self._detector)
         self._clip = gradient_clipper(HParams(), self._detector) if real_images else None
         self._ema = ModelEmaV3(self._detector, decay=0.9999) if real_images else None
@@ -108,21 +100,21 @@ class Training(TrainingSubject):
     def _compile(self, staged: bool) -> None:
         if staged:
             self._network = torch.compile(self._network)
-            self._criterion = torch.compile(self._criterion)
+            self._compare = torch.compile(self._compare)
         else:  # in one piece, as the trial does
             self._losses = torch.compile(self._plain_losses)
 
-    def _plain_losses(self, images: Tensor, targets: AnchorTargets) -> Tensor:
+    def _plain_losses(self, images: Tensor, targets: Targets) -> Tensor:
         with autocast(self.device):
             outputs = self._network(images)
-        loss: Tensor = self._criterion(*outputs, targets)[0]
+        loss: Tensor = self._compare(outputs, targets, self._criterion.normalizer(targets))[0]
         return loss
 
-    def _staged_losses(self, images: Tensor, targets: AnchorTargets) -> Tensor:
+    def _staged_losses(self, images: Tensor, targets: Targets) -> Tensor:
         with self._stage("forward"), autocast(self.device):
             outputs = self._network(images)
         with self._stage("loss"):
-            loss: Tensor = self._criterion(*outputs, targets)[0]
+            loss: Tensor = self._compare(outputs, targets, self._criterion.normalizer(targets))[0]
         return loss
 
     def step(self) -> int:
@@ -131,7 +123,7 @@ class Training(TrainingSubject):
         with stage("input"):
             batch = next(self._batches)
         with stage("targets"):
-            targets = assign_targets(self._anchors, batch["boxes"], batch["classes"])
+            targets = self._criterion.assign(batch["boxes"], batch["labels"])
         loss = self._losses(batch["image"], targets)
         with stage("backward"):
             loss.backward()
@@ -167,24 +159,16 @@ class Evaluating(Loop):
         prepare_torch(settings)
         detector = first_detector(settings)
         self._detector = detector.eval().to(memory_format=torch.channels_last)
-        self._config = detector.config
-        self._anchors = anchor_boxes(self._config)
-        self._batches = _batches(settings, self._config, "cpu", training=False)
+        self._postprocessor = Postprocessor(detector.config)
+        self._batches = _batches(settings, detector.config, "cpu", training=False)
         self._table = DetectionTable()
 
     @torch.inference_mode()
     def step(self) -> int:
         """Detect in one batch."""
         batch = next(self._batches)
-        class_logits, box_regressions = self._detector(batch["image"])
-        rows = detect(
-            class_logits,
-            box_regressions,
-            self._anchors,
-            self._config,
-            batch["image_scale"],
-            batch["image_size"],
-        )
+        outputs = self._detector(batch["image"])
+        rows = self._postprocessor(outputs, batch["source_scale"], batch["source_size"])
         self._table.add(batch["image_id"], rows)
         return len(rows)
 

@@ -12,14 +12,7 @@ from experiments.evaluation.coco import CocoGroundTruth, CocoResult, coco_metric
 from experiments.evaluation.detections import Detections, DetectionTable
 from experiments.input import Batch, EvalLoader, InputConfig
 from experiments.runtime.communication import Communicator, SingleProcess
-from model import (
-    DetectionLoss,
-    DetectorConfig,
-    EfficientDet,
-    anchor_boxes,
-    assign_targets,
-    detect,
-)
+from model import DetectionCriterion, DetectorConfig, EfficientDet, Outputs, Postprocessor
 
 VALIDATION_LOSSES = ("val_loss", "val_class_loss", "val_box_loss")
 
@@ -41,8 +34,8 @@ class Evaluation:
 
 @torch.inference_mode()
 def detect_batch(
-    detector: EfficientDet, anchors: Tensor, batch: Batch
-) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    detector: EfficientDet, postprocessor: Postprocessor, batch: Batch
+) -> tuple[Outputs, Tensor]:
     """The outputs and detections of a batch, in float32 whatever precision training uses.
 
     Training's evaluation, evaluate.py and predict.py all detect with this function, so that the AP
@@ -50,23 +43,17 @@ def detect_batch(
 
     Args:
         detector: in eval mode.
-        anchors: (K, 4) the detector's, on its device.
+        postprocessor: for its configuration, on its device.
         batch: of an `EvalLoader`, on the same device.
 
     Returns:
-        The logits and regressions of each level, and the detections as `detect` gives them.
+        The detector's outputs, and the detections as the postprocessor returns them.
     """
-    with torch.autocast(anchors.device.type, enabled=False):
-        logits, regressions = detector(batch["image"])
-        detections = detect(
-            logits,
-            regressions,
-            anchors,
-            detector.config,
-            batch["image_scale"],
-            batch["image_size"],
-        )
-    return logits, regressions, detections
+    images = batch["image"]
+    with torch.autocast(images.device.type, enabled=False):
+        outputs = detector(images)
+        detections = postprocessor(outputs, batch["source_scale"], batch["source_size"])
+    return outputs, detections
 
 
 class SplitEvaluator:
@@ -79,7 +66,7 @@ class SplitEvaluator:
     def __init__(
         self,
         config: DetectorConfig,
-        anchors: Tensor,
+        device: torch.device,
         ground_truth: CocoGroundTruth,
         categories: Categories,
     ) -> None:
@@ -87,15 +74,16 @@ class SplitEvaluator:
 
         Args:
             config: of the detector.
-            anchors: (K, 4) its anchors, on its device.
+            device: of the detector.
             ground_truth: of the split.
             categories: of the split.
         """
-        self._anchors = anchors
+        self._device = device
         self._ground_truth = ground_truth
         self._categories = categories
-        self._loss = DetectionLoss(config)
-        self._one = torch.ones((), device=anchors.device)
+        self._criterion = DetectionCriterion(config).to(device)
+        self._postprocessor = Postprocessor(config).to(device)
+        self._one = torch.ones((), device=device)
         self.latest: Evaluation | None = None
         """The last evaluation that came to its end."""
         self.reset()
@@ -105,7 +93,7 @@ class SplitEvaluator:
         self._table = DetectionTable()
         # The sums of VALIDATION_LOSSES and the positives under them; in double precision, so that
         # the order of the images is not seen in them.
-        self._sums = torch.zeros(4, dtype=torch.float64, device=self._anchors.device)
+        self._sums = torch.zeros(4, dtype=torch.float64, device=self._device)
 
     @torch.inference_mode()
     def add(self, detector: EfficientDet, batch: Batch) -> None:
@@ -116,11 +104,10 @@ class SplitEvaluator:
         """
         if detector.training:
             raise RuntimeError("a detector in training mode cannot be evaluated: call eval() first")
-        device = self._anchors.device
-        batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
-        logits, regressions, detections = detect_batch(detector, self._anchors, batch)
-        targets = assign_targets(self._anchors, batch["boxes"], batch["classes"])
-        losses = self._loss(logits, regressions, targets, normalizer=self._one)
+        batch = {name: tensor.to(self._device, non_blocking=True) for name, tensor in batch.items()}
+        outputs, detections = detect_batch(detector, self._postprocessor, batch)
+        targets = self._criterion.assign(batch["boxes"], batch["labels"])
+        losses = self._criterion.losses(outputs, targets, normalizer=self._one)
         self._sums += torch.stack([*losses, targets.num_positives.sum()])
         self._table.add(batch["image_id"], detections)
 
@@ -180,9 +167,7 @@ def evaluate_detector(
         )
     communicator = communicator or SingleProcess()
     device = next(detector.parameters()).device
-    evaluator = SplitEvaluator(
-        config, anchor_boxes(config).to(device), CocoGroundTruth(split), split.categories
-    )
+    evaluator = SplitEvaluator(config, device, CocoGroundTruth(split), split.categories)
     detector.eval()
     with EvalLoader(
         split,

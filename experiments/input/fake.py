@@ -47,8 +47,8 @@ class FakeLoader:
         corner = (extent - side) * torch.rand(side.shape, generator=generator)
         boxes = torch.full((batch_size, MAX_BOXES, 4), float(PADDING))
         boxes[:, :_BOXES_PER_IMAGE] = torch.cat([corner, corner + side], dim=-1)
-        classes = torch.full((batch_size, MAX_BOXES), PADDING)
-        classes[:, :_BOXES_PER_IMAGE] = torch.randint(
+        labels = torch.full((batch_size, MAX_BOXES), PADDING)
+        labels[:, :_BOXES_PER_IMAGE] = torch.randint(
             1, num_classes + 1, (batch_size, _BOXES_PER_IMAGE), generator=generator
         )
         image = torch.randn(batch_size, 3, height, width, generator=generator)
@@ -57,16 +57,13 @@ class FakeLoader:
         batch = {
             "image": image,
             "boxes": boxes,
-            "classes": classes,
+            "labels": labels,
             "image_id": torch.arange(batch_size),
-            "image_scale": torch.ones(batch_size),
-            "image_size": torch.tensor([width, height]).repeat(batch_size, 1),
+            "source_scale": torch.ones(batch_size),
+            "source_size": torch.tensor([height, width]).repeat(batch_size, 1),
         }
         if labeler is not None:
-            targets = labeler(boxes, classes)
-            batch["class_targets"] = targets.class_targets
-            batch["box_targets"] = targets.box_targets
-            batch["num_positives"] = targets.num_positives
+            batch.update(labeler(boxes, labels))
         self._batch = {key: tensor.to(config.torch_device) for key, tensor in batch.items()}
 
     def __len__(self) -> int:

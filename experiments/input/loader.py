@@ -2,12 +2,11 @@
 
 - image: (N, 3, H, W) float32, normalised
 - boxes: (N, 100, 4) float32, y1 x1 y2 x2 in the input's pixels, padded with -1
-- classes: (N, 100) int64, labels from 1, padded with -1
+- labels: (N, 100) int64, from 1, padded with -1
 - image_id: (N,) int64, the data set's own
-- image_scale: (N,) float32, source pixels per input pixel
-- image_size: (N, 2) int64, width and height of the source image
-- class_targets (N, K) int64, box_targets (N, K, 4) and num_positives (N,) float32: what the anchors
-  are to predict, where the loader computes it
+- source_scale: (N,) float32, source pixels per input pixel, the inverse of `Geometry.scale`
+- source_size: (N, 2) int64, height and width of the source image in pixels
+- what the labeler returns, where there is one
 
 All tensors of a batch lie on the configuration's device and own their memory: they stay valid after
 the next batch is drawn, and after the loader is closed. On a GPU they belong to the stream that was
@@ -17,7 +16,7 @@ current when the batch was drawn.
 import math
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -36,10 +35,8 @@ from experiments.input.global_batches import GlobalBatchSampler, shard
 from experiments.input.input_config import InputConfig
 from experiments.input.stream import Batch, BatchPlan, DaliStream
 
-if TYPE_CHECKING:
-    from model import AnchorTargets
-
-Labeler = Callable[[Tensor, Tensor], "AnchorTargets"]
+# Boxes (N, 100, 4) and labels (N, 100) -> further tensors of the batch, by name.
+Labeler = Callable[[Tensor, Tensor], dict[str, Tensor]]
 
 
 class TrainLoader(Iterator[Batch]):
@@ -56,8 +53,8 @@ class TrainLoader(Iterator[Batch]):
         rank: of this process.
         num_ranks: processes, which must divide the global batch size.
         start_batch: number of the first batch.
-        labeler: computes the anchors' targets from boxes (N, 100, 4) and classes (N, 100) on the
-            CPU, ahead of time and in another thread; None leaves that to whoever draws the batch.
+        labeler: computes training targets from the boxes and labels, on the CPU, ahead of time
+            and in another thread; None leaves that to whoever draws the batch.
 
     Raises:
         SampleError: (when a batch is drawn) a file turned bad. The loader is closed then.
@@ -224,16 +221,13 @@ def _prepared(
     boxes, labels = place_boxes(geometry, split.boxes[rows], split.labels[rows], counts)
     tensors = {
         "boxes": torch.from_numpy(boxes),
-        "classes": torch.from_numpy(labels),
+        "labels": torch.from_numpy(labels),
         "image_id": torch.from_numpy(split.image_ids[indices]),
-        "image_scale": torch.from_numpy((1.0 / geometry.scale).astype(np.float32)),
-        "image_size": torch.from_numpy(split.sizes[indices].astype(np.int64)),
+        "source_scale": torch.from_numpy((1.0 / geometry.scale).astype(np.float32)),
+        "source_size": torch.from_numpy(np.ascontiguousarray(geometry.source_size)),
     }
     if labeler is not None:
-        targets = labeler(tensors["boxes"], tensors["classes"])
-        tensors["class_targets"] = targets.class_targets
-        tensors["box_targets"] = targets.box_targets
-        tensors["num_positives"] = targets.num_positives
+        tensors.update(labeler(tensors["boxes"], tensors["labels"]))
     return BatchPlan(
         paths=[split.image_dir / split.file_names[index] for index in indices.tolist()],
         sizes=split.sizes[indices],

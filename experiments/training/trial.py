@@ -14,7 +14,7 @@ from experiments.checkpoints.detectors import detector_description
 from experiments.evaluation import CocoGroundTruth
 from experiments.evaluation.inference import evaluation_input
 from experiments.evaluation.loop import Evaluation, SplitEvaluator, evaluate_detector
-from experiments.input import EvalLoader, FakeLoader, InputConfig, TrainLoader
+from experiments.input import EvalLoader, FakeLoader, InputConfig, Labeler, TrainLoader
 from experiments.runtime.communication import HorovodCommunicator
 from experiments.settings.hparams import HParams
 from experiments.training.callbacks import RunRecorder, TrainerState
@@ -23,14 +23,7 @@ from experiments.training.determined_loaders import PinnedBatches, RankShard
 from experiments.training.metrics import EvaluationReducer, TrainingReducer
 from experiments.training.optimization import Schedule, build_optimizer, gradient_clipper
 from experiments.training.run import Run
-from model import (
-    AnchorTargets,
-    DetectionLoss,
-    EfficientDet,
-    anchor_boxes,
-    assign_targets,
-    convert_sync_batchnorm,
-)
+from model import DetectionCriterion, EfficientDet, Targets, convert_sync_batchnorm
 from reporting.progress import TrainingProgress
 
 Batch = dict[str, Tensor]
@@ -73,9 +66,7 @@ class EfficientDetTrial(pytorch.PyTorchTrial):
         self.ema = self._build_ema()  # before the conversion: an average is only evaluated
         if self.hparams.sync_bn and self.communicator.size > 1:
             convert_sync_batchnorm(self.detector, self.communicator.all_reduce_sum)
-        self._cpu_anchors = anchor_boxes(self.detector.config)
-        self.anchors = self._cpu_anchors.to(self.device)
-        self.loss = DetectionLoss(self.detector.config)
+        self.criterion = DetectionCriterion(self.detector.config).to(self.device)
 
         self.scaler = self._build_scaler()
         self.model: nn.Module = context.wrap_model(self.detector)
@@ -99,7 +90,7 @@ class EfficientDetTrial(pytorch.PyTorchTrial):
             TrainingReducer(self.progress), for_validation=False
         )
         self.evaluator = SplitEvaluator(
-            self.detector.config, self.anchors, CocoGroundTruth(run.val), run.val.categories
+            self.detector.config, self.device, CocoGroundTruth(run.val), run.val.categories
         )
         self.evaluation = context.wrap_reducer(
             EvaluationReducer(self.evaluator, self.communicator), for_training=False
@@ -170,7 +161,7 @@ class EfficientDetTrial(pytorch.PyTorchTrial):
         """An endless loader that begins at the run's position."""
         hparams, ranks = self.hparams, self.communicator
         config = self._training_input()
-        labeler = None if hparams.bench_labeler else self._label
+        labeler = None if hparams.bench_labeler else self._labeler()
         loader: TrainLoader | FakeLoader
         if hparams.fake_data:
             loader = FakeLoader(
@@ -194,9 +185,10 @@ class EfficientDetTrial(pytorch.PyTorchTrial):
         pin = hparams.pin_mem and config.device == "cpu" and self.device.type == "cuda"
         return PinnedBatches(loader) if pin else loader
 
-    def _label(self, boxes: Tensor, classes: Tensor) -> AnchorTargets:
-        """Assign anchors in the loader, which is on the CPU whatever the model is on."""
-        return assign_targets(self._cpu_anchors, boxes, classes)
+    def _labeler(self) -> Labeler:
+        """Assigns targets in the loader, on the CPU whatever device the model is on."""
+        criterion = DetectionCriterion(self.detector.config)
+        return lambda boxes, labels: criterion.assign(boxes, labels)._asdict()
 
     def build_validation_data_loader(self) -> DataLoader:
         """This rank's shard of the validation split."""
@@ -218,38 +210,26 @@ class EfficientDetTrial(pytorch.PyTorchTrial):
         return torch.autocast(self.device.type, getattr(torch, self.hparams.amp_dtype))
 
     def _losses_of(
-        self, images: Tensor, targets: AnchorTargets, normalizer: Tensor
+        self, images: Tensor, targets: Targets, normalizer: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         with self._autocast():
-            class_logits, box_regressions = self.model(images)
-        return self.loss(class_logits, box_regressions, targets, normalizer)
+            outputs = self.model(images)
+        return self.criterion.losses(outputs, targets, normalizer)
 
-    def _targets(self, batch: Batch) -> AnchorTargets:
-        if "class_targets" in batch:
-            return AnchorTargets(
-                batch["class_targets"], batch["box_targets"], batch["num_positives"]
-            )
-        return assign_targets(self.anchors, batch["boxes"], batch["classes"])
-
-    def _normalizer(self, num_positives: Tensor) -> Tensor:
-        """Positive anchors of the global batch, a rank's mean share.
-
-        Gradients are averaged over the ranks, so that with this the sum over ranks is divided by
-        the positives of the whole batch, as one process with that batch would.
-        """
-        positives = num_positives.sum()
-        if self.communicator.size > 1:
-            positives = self.communicator.all_reduce_sum(positives)
-        return (positives + 1.0) / self.communicator.size
+    def _targets(self, batch: Batch) -> Targets:
+        if not self.hparams.bench_labeler:
+            return Targets(**{name: batch[name] for name in Targets._fields})
+        return self.criterion.assign(batch["boxes"], batch["labels"])
 
     def train_batch(self, batch: Batch, epoch_idx: int, batch_idx: int) -> dict[str, float]:
         """One optimizer step on this rank's share of the global batch at the position."""
         torch.manual_seed(step_seed(self.hparams.seed, self.position, self.communicator.rank))
         lr = self.schedule.set(self.position)
         targets = self._targets(batch)
-        loss, class_loss, box_loss = self._losses(
-            batch["image"], targets, self._normalizer(targets.num_positives)
+        normalizer = self.criterion.normalizer(
+            targets, self.communicator.size, self.communicator.all_reduce_sum
         )
+        loss, class_loss, box_loss = self._losses(batch["image"], targets, normalizer)
         self.context.backward(self.scaler.scale(loss) if self.scaler is not None else loss)
         self.context.step_optimizer(self.optimizer, self._clip, scaler=self.scaler)
         if self.scaler is not None:

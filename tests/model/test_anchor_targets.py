@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from model import AnchorTargets, anchor_boxes, assign_targets, detector_config, list_detectors
+from model import Targets, detector_config, list_detectors
+from model.anchors import anchor_boxes
+from model.targets import assign_targets
 
 NAMES = [name for name in list_detectors() if name != "tiny"]
 
@@ -20,12 +22,12 @@ def test_anchors_are_the_oracles(name: str) -> None:
     torch.testing.assert_close(anchor_boxes(detector_config(name)), expected, rtol=0, atol=1e-3)
 
 
-def oracle_targets(image_size: tuple[int, int], boxes: Tensor, labels: Tensor) -> AnchorTargets:
+def oracle_targets(image_size: tuple[int, int], boxes: Tensor, labels: Tensor) -> Targets:
     config = get_efficientdet_config("efficientdet_d0")
     config.image_size = image_size
     labeler = AnchorLabeler(Anchors.from_config(config), config.num_classes)
     classes, codes, positives = labeler.batch_label_anchors(boxes, labels)
-    return AnchorTargets(
+    return Targets(
         torch.cat([x.flatten(1) for x in classes], 1),
         torch.cat([x.flatten(1).unflatten(1, (-1, 4)) for x in codes], 1),
         positives,
@@ -34,7 +36,7 @@ def oracle_targets(image_size: tuple[int, int], boxes: Tensor, labels: Tensor) -
 
 def assert_targets_are_the_oracles(
     image_size: tuple[int, int], boxes: Tensor, labels: Tensor
-) -> AnchorTargets:
+) -> Targets:
     anchors = anchor_boxes(detector_config("efficientdet_d0", image_size=image_size))
     actual = assign_targets(anchors, boxes, labels)
     expected = oracle_targets(image_size, boxes, labels)

@@ -8,7 +8,7 @@ from effdet.config import get_efficientdet_config
 from effdet.loss import DetectionLoss as OracleLoss
 from torch import Tensor
 
-from model import AnchorTargets, DetectionLoss, anchor_boxes, assign_targets, detector_config
+from model import DetectionCriterion, Targets, detector_config
 from model.losses import FocalSum, focal_loss
 
 SIZE = (128, 256)
@@ -23,15 +23,15 @@ def predictions(memory_format: torch.memory_format = torch.contiguous_format) ->
     return [x.to(memory_format=memory_format).requires_grad_() for x in outputs]
 
 
-def targets(num_ignored: int = 0) -> AnchorTargets:
-    anchors = anchor_boxes(detector_config("efficientdet_d0", image_size=SIZE))
+def targets(num_ignored: int = 0) -> Targets:
+    criterion = DetectionCriterion(detector_config("efficientdet_d0", image_size=SIZE))
     boxes = torch.tensor([[[5.0, 9.0, 80.0, 120.0], [30.0, 30.0, 60.0, 50.0]], [[-1.0] * 4] * 2])
-    assigned = assign_targets(anchors, boxes, torch.tensor([[1, 90], [-1, -1]]))
+    assigned = criterion.assign(boxes, torch.tensor([[1, 90], [-1, -1]]))
     assigned.class_targets[1, :num_ignored] = -2
     return assigned
 
 
-def oracle(outputs: list[Tensor], assigned: AnchorTargets, form: dict[str, Any]) -> Tensor:
+def oracle(outputs: list[Tensor], assigned: Targets, form: dict[str, Any]) -> Tensor:
     config = get_efficientdet_config("efficientdet_d0")
     config.update({"image_size": SIZE, **form})
     classes, codes, start = [], [], 0
@@ -54,8 +54,9 @@ def test_loss_and_slopes(
     assigned = targets(num_ignored)
     theirs, ours = predictions(), predictions(memory_format)
     expected = oracle(theirs, assigned, form)
-    config = detector_config("efficientdet_d0", image_size=SIZE, **form)
-    actual = torch.stack(DetectionLoss(config)(ours[:5], ours[5:], assigned))
+    criterion = DetectionCriterion(detector_config("efficientdet_d0", image_size=SIZE, **form))
+    normalizer = criterion.normalizer(assigned)
+    actual = torch.stack(criterion.losses((ours[:5], ours[5:]), assigned, normalizer))
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=0)
     expected[0].backward()
     actual[0].backward()
@@ -64,12 +65,12 @@ def test_loss_and_slopes(
         torch.testing.assert_close(y.grad, x.grad, rtol=1e-4, atol=1e-5 * float(x.grad.abs().max()))
 
 
-def test_given_normalizer_divides_both_parts() -> None:
-    config = detector_config("efficientdet_d0", image_size=SIZE)
+def test_normalizer_divides_both_parts() -> None:
+    criterion = DetectionCriterion(detector_config("efficientdet_d0", image_size=SIZE))
     outputs, assigned = predictions(), targets()
-    positives = assigned.num_positives.sum() + 1
-    once = DetectionLoss(config)(outputs[:5], outputs[5:], assigned)
-    half = DetectionLoss(config)(outputs[:5], outputs[5:], assigned, positives * 2)
+    normalizer = assigned.num_positives.sum() + 1
+    once = criterion.losses((outputs[:5], outputs[5:]), assigned, normalizer)
+    half = criterion.losses((outputs[:5], outputs[5:]), assigned, normalizer * 2)
     for x, y in zip(once, half, strict=True):
         torch.testing.assert_close(y * 2, x)
 

@@ -13,7 +13,8 @@ from effdet.soft_nms import batched_soft_nms
 from PIL import Image
 from torch import Tensor
 
-from model import DetectorConfig, anchor_boxes, detect, detector_config
+from model import DetectorConfig, Outputs, Postprocessor, detector_config
+from model.anchors import anchor_boxes
 
 SIZE = (256, 384)
 
@@ -27,23 +28,23 @@ def load_images(folder: Path, config: DetectorConfig, count: int) -> tuple[Tenso
         pixels, annotation = transform(image, {})
         images.append((torch.from_numpy(np.array(pixels)) / 255 - mean) / std)
         scales.append(annotation["img_scale"])
-        sizes.append(image.size)
+        sizes.append((image.height, image.width))
     assert images, f"no images in {folder / 'val2017'}"
     return torch.stack(images), torch.tensor(scales), torch.tensor(sizes)
 
 
 def oracle_detections(
-    outputs: tuple[list[Tensor], list[Tensor]],
+    outputs: Outputs,
     config: DetectorConfig,
-    image_scale: Tensor,
-    image_size: Tensor,
+    source_scale: Tensor,
+    source_size: Tensor,
 ) -> Tensor:
     logits, codes, anchors, classes = _post_process(
         *outputs, config.num_levels, config.num_classes, config.max_detection_points
     )
     options = (config.max_det_per_image, config.soft_nms)
+    sizes = source_size.flip(1).float()  # the oracle has the width first
     if not config.soft_nms:
-        sizes = image_size.float()
         return _batch_detection(
             len(logits),
             logits,
@@ -51,7 +52,7 @@ def oracle_detections(
             anchor_boxes(config),
             anchors,
             classes,
-            image_scale,
+            source_scale,
             sizes,
             *options,
         )
@@ -66,7 +67,7 @@ def oracle_detections(
             [
                 generate_detections(x, code, anchor_boxes(config), *rest, *options)
                 for x, code, *rest in zip(
-                    logits, codes, anchors, classes, image_scale, image_size.float(), strict=True
+                    logits, codes, anchors, classes, source_scale, sizes, strict=True
                 )
             ]
         )
@@ -98,36 +99,35 @@ def test_detections_on_real_images(coco_tiny: Path, make_pair: Callable, soft_nm
     # The oracle's soft NMS takes half a minute an image with 5000 candidates.
     settings = {"soft_nms": True, "max_detection_points": 300} if soft_nms else {}
     config = detector_config("efficientdet_d0", image_size=SIZE, **settings)
-    images, image_scale, image_size = load_images(coco_tiny, config, 16 if soft_nms else 80)
+    images, source_scale, source_size = load_images(coco_tiny, config, 16 if soft_nms else 80)
     # Scores that reach 1 would be ties, of which any may win.
     oracle, detector = make_pair("efficientdet_d0", SIZE, images[:8], class_spread=0.3, **settings)
-    anchors = anchor_boxes(detector.config)
+    postprocessor = Postprocessor(detector.config)
     suppressed = differing = 0
     for part in torch.arange(len(images)).split(8):
         with torch.no_grad():
-            logits, codes = oracle(images[part])
-            own_logits, own_codes = detector(images[part])
-        scale, size = image_scale[part], image_size[part]
-        expected = oracle_detections((logits, codes), detector.config, scale, size)
+            outputs, own_outputs = oracle(images[part]), detector(images[part])
+        source = source_scale[part], source_size[part]
+        expected = oracle_detections(outputs, detector.config, *source)
         # The same predictions give the same detections.
-        actual = detect(logits, codes, anchors, detector.config, scale, size)
+        actual = postprocessor(outputs, *source)
         assert_same(actual, expected)
         # And so do our own predictions, but for pairs of boxes whose order or overlap is at its
         # threshold to the last digits.
-        own = detect(own_logits, own_codes, anchors, detector.config, scale, size)
+        own = postprocessor(own_outputs, *source)
         differing += differing_rows(own, expected)
 
-        right_bottom = torch.cat([size, size], -1).unsqueeze(1)
+        right_bottom = source[1].flip(1).repeat(1, 2).unsqueeze(1)
         assert (actual[..., :4] >= 0).all()
         assert (actual[..., :4] <= right_bottom + 1e-3).all()
-        candidates = torch.cat([x.flatten(1) for x in logits], 1).topk(100).values.sigmoid()
+        candidates = torch.cat([x.flatten(1) for x in outputs[0]], 1).topk(100).values.sigmoid()
         suppressed += int((candidates.amin(1) > actual[..., 4].amin(1) + 1e-6).sum())
     assert differing <= 0.002 * 2 * 100 * len(images)
     # Not a test of dull scores: the 100 best candidates are not what is left.
     assert suppressed > 0.9 * len(images)
 
 
-def crowded_outputs(config: DetectorConfig, num_images: int) -> tuple[list[Tensor], list[Tensor]]:
+def crowded_outputs(config: DetectorConfig, num_images: int) -> Outputs:
     """The best thousand candidates are of one class and lie on one another."""
     torch.manual_seed(0)
     logits, codes = [], []
@@ -147,8 +147,8 @@ def test_too_few_left_of_the_first_candidates(memory_format: torch.memory_format
     config = detector_config("efficientdet_d0", image_size=(256, 256))
     outputs = crowded_outputs(config, 2)
     logits, codes = ([x.to(memory_format=memory_format) for x in part] for part in outputs)
-    scale, size = torch.tensor([1.5, 0.5]), torch.tensor([[384, 300], [128, 128]])
-    actual = detect(logits, codes, anchor_boxes(config), config, scale, size)
+    scale, size = torch.tensor([1.5, 0.5]), torch.tensor([[300, 384], [128, 128]])
+    actual = Postprocessor(config)((logits, codes), scale, size)
     assert_same(actual, oracle_detections(outputs, config, scale, size))
 
 
@@ -161,7 +161,7 @@ def test_fewer_candidates_than_rows() -> None:
     for soft_nms in (False, True):
         form = detector_config("tiny", num_classes=1, max_detection_points=20, soft_nms=soft_nms)
         scale, size = torch.ones(1), torch.full((1, 2), 128)
-        detections = detect(logits, codes, anchor_boxes(form), form, scale, size)
+        detections = Postprocessor(form)((logits, codes), scale, size)
         assert detections.shape == (1, 100, 6)
         assert_same(detections, oracle_detections((logits, codes), form, scale, size))
         assert not detections[:, 20:].any()
@@ -171,16 +171,17 @@ def test_fewer_candidates_than_rows() -> None:
 def test_scores_and_boxes_are_computed_in_float32(dtype: torch.dtype) -> None:
     config = detector_config("tiny", num_classes=3)
     generator = torch.Generator().manual_seed(0)
-    outputs = [
+    logits, codes = (
         [
             torch.randn(1, channels, height, width, generator=generator).to(dtype)
             for height, width in config.level_sizes
         ]
         for channels in (3 * config.num_anchors, 4 * config.num_anchors)
-    ]
-    rest = (anchor_boxes(config), config, torch.ones(1), torch.tensor([[128, 128]]))
-    narrow = detect(*outputs, *rest)
-    wide = detect(*([x.float() for x in levels] for levels in outputs), *rest)
+    )
+    postprocessor = Postprocessor(config)
+    source = torch.ones(1), torch.tensor([[128, 128]])
+    narrow = postprocessor((logits, codes), *source)
+    wide = postprocessor(([x.float() for x in logits], [x.float() for x in codes]), *source)
     # Equal logits are in no order; otherwise the same detections.
     assert narrow[0, :, 4].tolist() == wide[0, :, 4].tolist()
     assert narrow[0, :, 4].unique().numel() > 20

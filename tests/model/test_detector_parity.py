@@ -9,14 +9,7 @@ from effdet.bench import DetBenchTrain
 from effdet.config import get_efficientdet_config
 from effdet.config.model_config import efficientdet_model_param_dict
 
-from model import (
-    DetectionLoss,
-    anchor_boxes,
-    assign_targets,
-    build_detector,
-    detector_config,
-    list_detectors,
-)
+from model import DetectionCriterion, build_detector, detector_config, list_detectors
 
 ORACLE_NAMES = sorted(efficientdet_model_param_dict)
 COMPARED = ("efficientdet_d0", "efficientdet_d1", "tf_efficientdet_d0", "tf_efficientdet_lite0")
@@ -127,8 +120,8 @@ def test_gradients(make_pair: Callable, name: str, settings: dict, num_boxes: in
     expected = bench(images, {"bbox": boxes, "cls": labels})
     expected["loss"].backward()
     torch.manual_seed(1)
-    targets = assign_targets(anchor_boxes(detector.config), boxes, labels)
-    loss, class_loss, box_loss = DetectionLoss(detector.config)(*detector(images), targets)
+    criterion = DetectionCriterion(detector.config)
+    loss, class_loss, box_loss = criterion(detector(images), boxes, labels)
     loss.backward()
 
     for actual, key in ((loss, "loss"), (class_loss, "class_loss"), (box_loss, "box_loss")):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model import DetectionLoss, EfficientDet, anchor_boxes, assign_targets, build_detector
+from model import DetectionCriterion, EfficientDet, build_detector
 
 
 def make_batch() -> tuple[Tensor, Tensor, Tensor]:
@@ -20,12 +20,10 @@ class Step(torch.nn.Module):
     def __init__(self, detector: EfficientDet) -> None:
         super().__init__()
         self.detector = detector
-        self.loss = DetectionLoss(detector.config)
-        self.anchors = anchor_boxes(detector.config)
+        self.criterion = DetectionCriterion(detector.config)
 
     def forward(self, images: Tensor, boxes: Tensor, labels: Tensor) -> Tensor:
-        targets = assign_targets(self.anchors, boxes, labels)
-        loss: Tensor = self.loss(*self.detector(images), targets)[0]
+        loss: Tensor = self.criterion(self.detector(images), boxes, labels)[0]
         return loss
 
 

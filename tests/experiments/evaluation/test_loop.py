@@ -17,7 +17,7 @@ from experiments.evaluation.loop import (
 )
 from experiments.input import EvalLoader
 from experiments.runtime.communication import SingleProcess, TorchCommunicator
-from model import DetectionLoss, EfficientDet, anchor_boxes, assign_targets, build_detector
+from model import DetectionCriterion, EfficientDet, build_detector
 
 CPU = torch.device("cpu")
 
@@ -65,8 +65,8 @@ def test_losses_are_those_of_all_images_as_one_batch(
     config = evaluation_input(detector.config, device=CPU, threads=1)
     with EvalLoader(split, config, batch_size=len(split)) as loader, torch.inference_mode():
         (batch,) = loader
-        targets = assign_targets(anchor_boxes(detector.config), batch["boxes"], batch["classes"])
-        losses = DetectionLoss(detector.config)(*detector(batch["image"]), targets)
+        criterion = DetectionCriterion(detector.config)
+        losses = criterion(detector(batch["image"]), batch["boxes"], batch["labels"])
     np.testing.assert_allclose(
         list(evaluation.losses.values()), [float(each) for each in losses], rtol=1e-5
     )
@@ -105,9 +105,7 @@ def test_three_ranks_give_the_same_numbers_as_one(
 
 def test_evaluator_starts_anew(detector: EfficientDet, split: Split) -> None:
     config = detector.config
-    evaluator = SplitEvaluator(
-        config, anchor_boxes(config), CocoGroundTruth(split), split.categories
-    )
+    evaluator = SplitEvaluator(config, CPU, CocoGroundTruth(split), split.categories)
     assert evaluator.result is None
     outcomes = []
     with EvalLoader(split, evaluation_input(config, device=CPU, threads=1), batch_size=8) as loader:
@@ -122,10 +120,7 @@ def test_evaluator_starts_anew(detector: EfficientDet, split: Split) -> None:
 
 
 def test_training_mode_is_refused(detector: EfficientDet, split: Split) -> None:
-    config = detector.config
-    evaluator = SplitEvaluator(
-        config, anchor_boxes(config), CocoGroundTruth(split), split.categories
-    )
+    evaluator = SplitEvaluator(detector.config, CPU, CocoGroundTruth(split), split.categories)
     detector.train()
     try:
         with pytest.raises(RuntimeError, match="call eval"):

@@ -51,9 +51,9 @@ def compared(
             )
         count = len(target["bbox"])
         np.testing.assert_array_equal(batch["boxes"][row, :count], target["bbox"])
-        np.testing.assert_array_equal(batch["classes"][row, :count], target["cls"])
-        assert (batch["classes"][row, count:] == -1).all()
-        assert batch["image_scale"][row] == np.float32(target["img_scale"])
+        np.testing.assert_array_equal(batch["labels"][row, :count], target["cls"])
+        assert (batch["labels"][row, count:] == -1).all()
+        assert batch["source_scale"][row] == np.float32(target["img_scale"])
         yield row, expected
 
 
@@ -87,7 +87,7 @@ def test_training_images_are_effdets(coco_tiny: Path):
         batch = next(loader)
     geometry: Geometry = draw_geometry(
         config,
-        batch["image_size"].numpy(),
+        batch["source_size"].numpy()[:, ::-1],
         batch["image_id"].numpy(),
         np.zeros(len(split), np.int64),
     )

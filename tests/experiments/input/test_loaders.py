@@ -3,7 +3,6 @@
 import dataclasses
 import threading
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ from PIL import Image
 
 from experiments.input import EvalLoader, FakeLoader, InputConfig, TrainLoader
 from experiments.input.augmentation import letterbox_geometry
-from model import anchor_boxes, assign_targets, detector_config
+from model import DetectionCriterion, detector_config
 
 CONFIG = InputConfig(
     (64, 96), interpolation="random", threads=2, seed=21, reprob=0.5, recount=2, remode="pixel"
@@ -65,7 +64,7 @@ def test_epochs_cover_every_image_and_differ(jpeg_split, global_batches):
     ids = together["image_id"].tolist()
     assert sorted(ids[:13]) == sorted(ids[13:26]) == jpeg_split.image_ids.tolist()
     one, other = ids.index(ids[0]), ids.index(ids[0], 13)
-    assert together["image_scale"][one] != together["image_scale"][other]
+    assert together["source_scale"][one] != together["source_scale"][other]
     assert len(TrainLoader(jpeg_split, CONFIG, global_batch_size=8)) == 2
 
 
@@ -74,14 +73,15 @@ def test_what_a_batch_holds(jpeg_split, global_batches):
     assert {key: (tensor.dtype, tuple(tensor.shape)) for key, tensor in batch.items()} == {
         "image": (torch.float32, (8, 3, 64, 96)),
         "boxes": (torch.float32, (8, 100, 4)),
-        "classes": (torch.int64, (8, 100)),
+        "labels": (torch.int64, (8, 100)),
         "image_id": (torch.int64, (8,)),
-        "image_scale": (torch.float32, (8,)),
-        "image_size": (torch.int64, (8, 2)),
+        "source_scale": (torch.float32, (8,)),
+        "source_size": (torch.int64, (8, 2)),
     }
     place = {image_id: i for i, image_id in enumerate(jpeg_split.image_ids.tolist())}
     for row, image_id in enumerate(batch["image_id"].tolist()):
-        assert batch["image_size"][row].tolist() == jpeg_split.sizes[place[image_id]].tolist()
+        width, height = jpeg_split.sizes[place[image_id]].tolist()
+        assert batch["source_size"][row].tolist() == [height, width]
 
 
 def test_random_erasing_leaves_the_rest_of_a_batch_alone(jpeg_split, global_batches):
@@ -157,50 +157,50 @@ def test_empty_images_have_no_boxes(jpeg_split):
         batch = next(iter(loader))
     has_boxes = torch.from_numpy(np.diff(jpeg_split.box_offsets) > 0)
     assert (has_boxes == 0).sum() == 1
-    assert torch.equal((batch["classes"] > 0).any(1), has_boxes)
+    assert torch.equal((batch["labels"] > 0).any(1), has_boxes)
 
 
 def test_labels_are_computed_ahead(jpeg_split, global_batches):
     threads = set()
 
-    def label(boxes, classes):
+    def label(boxes, labels):
         threads.add(threading.current_thread())
-        return SimpleNamespace(
-            class_targets=classes * 10,
-            box_targets=boxes + 1,
-            num_positives=(classes > 0).sum(1).float(),
-        )
+        return {
+            "class_targets": labels * 10,
+            "box_targets": boxes + 1,
+            "num_positives": (labels > 0).sum(1).float(),
+        }
 
     (batch,) = draw(TrainLoader(jpeg_split, CONFIG, global_batch_size=8, labeler=label), 1)
-    assert torch.equal(batch["class_targets"], batch["classes"] * 10)
+    assert torch.equal(batch["class_targets"], batch["labels"] * 10)
     assert torch.equal(batch["box_targets"], batch["boxes"] + 1)
-    assert torch.equal(batch["num_positives"], (batch["classes"] > 0).sum(1).float())
+    assert torch.equal(batch["num_positives"], (batch["labels"] > 0).sum(1).float())
     assert threading.main_thread() not in threads
     with EvalLoader(jpeg_split, EVALUATION, batch_size=4, labeler=label) as loader:
         assert "class_targets" in next(iter(loader))
 
 
-def test_anchor_targets_of_the_loader_are_those_of_the_model(jpeg_split):
+def test_targets_of_the_loader_are_those_of_the_model(jpeg_split):
     config = InputConfig((128, 128), threads=2)
-    anchors = anchor_boxes(detector_config("tiny"))
+    criterion = DetectionCriterion(detector_config("tiny"))
 
-    def label(boxes, classes):
-        return assign_targets(anchors, boxes, classes)
+    def label(boxes, labels):
+        return criterion.assign(boxes, labels)._asdict()
 
     with EvalLoader(jpeg_split, config, batch_size=13, labeler=label) as loader:
         (batch,) = loader
-    expected = assign_targets(anchors, batch["boxes"], batch["classes"])
+    expected = criterion.assign(batch["boxes"], batch["labels"])
     assert batch["num_positives"].sum() > 0
     for key, tensor in expected._asdict().items():
         assert torch.equal(batch[key], tensor), key
 
 
 def test_an_error_of_the_labeler_reaches_the_caller(jpeg_split):
-    def label(boxes, classes):
-        raise ArithmeticError("no anchors")
+    def label(boxes, labels):
+        raise ArithmeticError("no targets")
 
     loader = TrainLoader(jpeg_split, CONFIG, global_batch_size=8, labeler=label)
-    with pytest.raises(ArithmeticError, match="no anchors"):
+    with pytest.raises(ArithmeticError, match="no targets"):
         next(loader)
     with pytest.raises(ValueError, match="closed"):
         next(loader)
@@ -273,9 +273,9 @@ def test_fake_batches_look_like_real_ones(jpeg_split, global_batches, channels_l
         assert batches[0][key].dtype == tensor.dtype
     batch = batches[0]
     assert batch["image"].is_contiguous(memory_format=torch.channels_last) == channels_last
-    boxes, classes = batch["boxes"], batch["classes"]
-    real = classes > 0
-    assert classes[real].max() <= 3
+    boxes, labels = batch["boxes"], batch["labels"]
+    real = labels > 0
+    assert labels[real].max() <= 3
     assert (boxes[~real] == -1).all()
     assert (boxes[real][:, 2:] > boxes[real][:, :2]).all()
     assert (boxes[real] >= 0).all()

@@ -32,12 +32,12 @@ def generated_batch(step: int, num_classes: int) -> Batch:
     generator = torch.Generator().manual_seed(step)
     corner = torch.rand(BATCH, 4, 2, generator=generator) * 90
     sides = 8 + torch.rand(BATCH, 4, 2, generator=generator) * 60
-    classes = torch.randint(1, num_classes + 1, (BATCH, 4), generator=generator)
-    classes[0, 1 + step % 4 :] = -1
+    labels = torch.randint(1, num_classes + 1, (BATCH, 4), generator=generator)
+    labels[0, 1 + step % 4 :] = -1
     return {
         "image": torch.randn(BATCH, 3, *SIZE, generator=generator, dtype=torch.float64),
         "boxes": torch.cat([corner, corner + sides], dim=-1),
-        "classes": classes,
+        "labels": labels,
     }
 
 
@@ -57,7 +57,7 @@ class Peer:
     def step(self, batch: Batch, lr: float) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        target = {"bbox": batch["boxes"], "cls": batch["classes"]}
+        target = {"bbox": batch["boxes"], "cls": batch["labels"]}
         loss = self.bench(batch["image"], target)["loss"]
         self.optimizer.zero_grad()
         loss.backward()

@@ -1,12 +1,12 @@
-"""From predictions to detections: the best candidates, suppression, the source image's pixels."""
+"""The postprocessor: the best candidates, suppression, boxes in the source images' pixels."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.ops import nms
 
-from model.anchors import decode_boxes
+from model.anchors import anchor_boxes, decode_boxes
 from model.detector_config import DetectorConfig
-from model.losses import flatten_boxes
+from model.outputs import Outputs, flatten_boxes
 
 # Overlap above which the lower of two boxes of a class is dropped.
 IOU_THRESHOLD = 0.5
@@ -21,48 +21,55 @@ _SOFT_SIGMA = 0.5
 _SOFT_MIN_SCORE = 0.001
 
 
-@torch.no_grad()
-def detect(  # noqa: PLR0917 (all are needed, and none is an option)
-    class_logits: list[Tensor],
-    box_regressions: list[Tensor],
-    anchors: Tensor,
-    config: DetectorConfig,
-    image_scale: Tensor,
-    image_size: Tensor,
-) -> Tensor:
-    """The detections of each image, best first.
+class Postprocessor(nn.Module):
+    """Outputs -> detections, best first.
+
+    The configuration's soft_nms chooses between dropping the lower one of two boxes that overlap
+    and lowering its score. The module has no parameters and nothing in its state dict. It works on
+    the device that it is moved to.
 
     Args:
-        class_logits: N x A*C x h x w of each level.
-        box_regressions: N x A*4 x h x w of each level.
-        anchors: (K, 4), as `anchor_boxes` gives them.
-        config: the detector's; its soft_nms chooses between dropping the lower one of two
-            boxes that overlap and lowering its score.
-        image_scale: (N,) source pixels per input pixel.
-        image_size: (N, 2) width and height of the source images, in pixels.
-
-    Returns:
-        (N, max_det_per_image, 6) float32, rows x1 y1 x2 y2 score class: corners in pixels of the
-        source image, within it; classes from 1. Rows of zeros follow the last detection.
+        config: the detector's.
     """
-    image_scale = image_scale.float().unsqueeze(1)
-    scores, classes, chosen = _top_candidates(class_logits, config)
-    codes = flatten_boxes(box_regressions)
-    codes = codes.gather(1, chosen.unsqueeze(-1).expand(-1, -1, 4)).float()
-    boxes = decode_boxes(codes, anchors[chosen])[..., [1, 0, 3, 2]]
-    limit = (image_size / image_scale).repeat(1, 2).unsqueeze(1)
-    boxes = torch.minimum(boxes.clamp_(min=0), limit)
 
-    if config.soft_nms:
-        kept, scores = _soft_nms(boxes, scores, classes, config.max_det_per_image)
-    else:
-        kept, scores = _hard_nms(boxes, scores, classes, config.max_det_per_image)
-    is_kept = kept >= 0
-    kept = kept.clamp(min=0)
-    boxes = boxes.gather(1, kept.unsqueeze(-1).expand(-1, -1, 4)) * image_scale.unsqueeze(-1)
-    classes = classes.gather(1, kept) + 1.0
-    rows = torch.cat([boxes, scores.unsqueeze(-1), classes.unsqueeze(-1)], dim=-1)
-    return torch.where(is_kept.unsqueeze(-1), rows, 0.0)
+    _anchors: Tensor
+
+    def __init__(self, config: DetectorConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.register_buffer("_anchors", anchor_boxes(config), persistent=False)
+
+    @torch.no_grad()
+    def forward(self, outputs: Outputs, source_scale: Tensor, source_size: Tensor) -> Tensor:
+        """The detections of each image.
+
+        Args:
+            outputs: of the detector.
+            source_scale: (N,) pixels of the source image per pixel of the network's input.
+            source_size: (N, 2) height and width of the source images, in pixels.
+
+        Returns:
+            (N, max_det_per_image, 6) float32, rows x1 y1 x2 y2 score label: corners in pixels of
+            the source image, within it; labels from 1. Rows of zeros follow the last detection.
+        """
+        config = self.config
+        class_logits, box_regressions = outputs
+        source_scale = source_scale.float().unsqueeze(1)
+        scores, classes, chosen = _top_candidates(class_logits, config)
+        codes = flatten_boxes(box_regressions)
+        codes = codes.gather(1, chosen.unsqueeze(-1).expand(-1, -1, 4)).float()
+        boxes = decode_boxes(codes, self._anchors[chosen])
+        limit = (source_size / source_scale).repeat(1, 2).unsqueeze(1)
+        boxes = torch.minimum(boxes.clamp_(min=0), limit)[..., [1, 0, 3, 2]]
+
+        suppress = _soft_nms if config.soft_nms else _hard_nms
+        kept, scores = suppress(boxes, scores, classes, config.max_det_per_image)
+        is_kept = kept >= 0
+        kept = kept.clamp(min=0)
+        boxes = boxes.gather(1, kept.unsqueeze(-1).expand(-1, -1, 4)) * source_scale.unsqueeze(-1)
+        labels = classes.gather(1, kept) + 1.0
+        rows = torch.cat([boxes, scores.unsqueeze(-1), labels.unsqueeze(-1)], dim=-1)
+        return torch.where(is_kept.unsqueeze(-1), rows, 0.0)
 
 
 def _top_candidates(
