@@ -16,9 +16,9 @@ source_size (N x 2) gives, and their pixels per pixel of the network's input sou
 >>> detections = postprocessor(detector.eval()(images), source_scale, source_size)
 """
 
+from model.config import DetectorConfig, detector_config, list_detectors
 from model.criterion import DetectionCriterion
 from model.detector import EfficientDet, build_detector
-from model.detector_config import DetectorConfig, detector_config, list_detectors
 from model.outputs import Outputs
 from model.postprocessor import Postprocessor
 from model.sync_batchnorm import convert_sync_batchnorm

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from model.detector_config import DetectorConfig
+from model.config import DetectorConfig
 
 # Keeps the logarithm of a box without area finite.
 CODE_EPSILON = 1e-7

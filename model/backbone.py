@@ -5,7 +5,7 @@ from pathlib import Path
 import timm
 from torch import Tensor, nn
 
-from model.detector_config import DetectorConfig
+from model.config import DetectorConfig
 from model.state_dicts import read_state_dict
 
 

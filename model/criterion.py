@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.anchors import anchor_boxes
-from model.detector_config import DetectorConfig
+from model.config import DetectorConfig
 from model.losses import FocalSum
 from model.outputs import Outputs, flatten_boxes
 from model.sync_batchnorm import AllReduceSum

@@ -8,7 +8,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from model.backbone import create_backbone
-from model.detector_config import DetectorConfig, detector_config
+from model.config import DetectorConfig, detector_config
 from model.fpn import FeaturePyramid, norm_layer
 from model.layers import ConvNorm, SeparableConvNorm, activation, conv_norm
 from model.outputs import Outputs

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from model.detector_config import DetectorConfig
+from model.config import DetectorConfig
 from model.fpn_graphs import Node, fpn_nodes
 from model.layers import NormLayer, Resample, Size, activation, conv_norm
 

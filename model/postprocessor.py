@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torchvision.ops import nms
 
 from model.anchors import anchor_boxes, decode_boxes
-from model.detector_config import DetectorConfig
+from model.config import DetectorConfig
 from model.outputs import Outputs, flatten_boxes
 
 # Overlap above which the lower of two boxes of a class is dropped.

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from model.config import DetectorConfig
 from model.detector import EfficientDet
-from model.detector_config import DetectorConfig
 from model.state_dicts import read_state_dict
 
 # Constants that other training programs save with the weights.
