@@ -222,7 +222,7 @@ def _docker(probe: Mapping[str, Any], host: str, settings: Mapping[str, Any]) ->
         "snap": "remove it (snap remove docker): a snap's confinement prevents mounting the data",
         "podman": "remove podman-docker: Determined's agent needs Docker itself",
     }
-    checks = [
+    return [
         check(
             host,
             "Docker",
@@ -231,17 +231,6 @@ def _docker(probe: Mapping[str, Any], host: str, settings: Mapping[str, Any]) ->
             remedies.get(docker["kind"], "upgrade it to 20.10 or newer, or remove it"),
         )
     ]
-    if docker["daemon_json"]:
-        checks.append(
-            check(
-                host,
-                "daemon.json",
-                False,
-                f"/etc/docker/daemon.json is invalid: {docker['daemon_json']}",
-                "correct it: settings are merged into the file, which is never overwritten",
-            )
-        )
-    return checks
 
 
 def _peers(probe: Mapping[str, Any], host: str, settings: Mapping[str, Any]) -> list[Check]:

@@ -21,7 +21,7 @@ def _load(name: str) -> ModuleType:
     return module
 
 
-checks, services = _load("checks"), _load("services")
+checks, services, daemon_settings = _load("checks"), _load("services"), _load("daemon_settings")
 
 Check = dict[str, Any]
 
@@ -43,8 +43,8 @@ def doctor_checks(
     Args:
         hosts: gather_state_hosts of the role gather_state.
         status: The same hosts as cluster_status presents them.
-        measurements: doctor_measurements of the role doctor: host -> tls, certificate, read,
-            storage, all_reduce.
+        measurements: doctor_measurements of the role doctor: host -> tls, certificate, daemon,
+            read, storage, all_reduce.
         settings: doctor_settings of the role doctor.
     """
     found = [*_master(status, settings)]
@@ -55,6 +55,7 @@ def doctor_checks(
     for host, state in reached.items():
         measured = measurements[host]
         found += checks.host_checks(state["probe"], host, settings["host"])
+        found += daemon_settings.daemon_checks(measured["daemon"], host)
         found += _units(host, rows[host], settings)
         found += _tls(host, measured)
         found += _database(host, state)

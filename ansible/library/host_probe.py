@@ -133,10 +133,10 @@ def listening_ports() -> list[int]:
 
 
 def docker() -> dict[str, str | None]:
-    """Return the kind and version of the installed Docker, and what is wrong with daemon.json."""
+    """Return the kind and version of the installed Docker."""
     found = shutil.which("docker", path="/usr/bin:/usr/local/bin:/bin:/snap/bin")
     if found is None:
-        return {"kind": None, "version": None, "daemon_json": None}
+        return {"kind": None, "version": None}
     version = _output(found, "--version") or ""
     kind = "docker"
     if found.startswith("/snap/") or "/snap" in str(Path(found).resolve()):
@@ -145,14 +145,7 @@ def docker() -> dict[str, str | None]:
         kind = "podman"
     words = version.replace(",", " ").split()
     number = words[words.index("version") + 1] if "version" in words else None
-    text = _read("/etc/docker/daemon.json")
-    problem = None
-    try:
-        if not isinstance(json.loads(text or "{}"), dict):
-            problem = "it does not contain a JSON object"
-    except ValueError as error:
-        problem = str(error)
-    return {"kind": kind, "version": number, "daemon_json": problem}
+    return {"kind": kind, "version": number}
 
 
 def reach(peer: dict[str, Any]) -> dict[str, Any] | None:

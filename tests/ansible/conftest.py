@@ -48,5 +48,15 @@ def services() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def daemon_settings() -> ModuleType:
+    return load("filter_plugins/daemon_settings.py")
+
+
+@pytest.fixture(scope="session")
+def daemon_json() -> ModuleType:
+    return load("library/daemon_json.py")
+
+
+@pytest.fixture(scope="session")
 def host_probe() -> ModuleType:
     return load("library/host_probe.py")

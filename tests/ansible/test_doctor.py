@@ -71,6 +71,7 @@ class Cluster:
             name: {
                 "tls": {"status": 200},
                 "certificate": {"valid_at": {"soon": True}, "not_after": "20290101000000Z"},
+                "daemon": {"changed": False, "installed": True, "userns_remap": ""},
                 "read": {"bytes": 10**9, "seconds": 2.0},
                 "storage": {"rc": 0},
                 "all_reduce": {"stdout": "noise\n" + json.dumps(result), "rc": 0},
@@ -164,6 +165,10 @@ def test_a_master_that_does_not_answer_is_reported(
         (
             lambda c: c.hosts["node2"]["probe"].update(data={"name": None, "version": None}),
             [("node2", "data set")],
+        ),
+        (
+            lambda c: c.measurements["node2"]["daemon"].update(problem="Docker does not start"),
+            [("node2", "daemon.json")],
         ),
         (lambda c: c.api["agents"].append({"id": "stray"}), [("master", "agents")]),
     ],

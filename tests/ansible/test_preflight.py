@@ -20,7 +20,7 @@ VALID_PROBE: dict[str, Any] = {
     },
     "gpus": {"on_bus": 2, "visible": 2, "names": ["H200", "H200"], "driver": "580.65.06"},
     "ports": [22],
-    "docker": {"kind": None, "version": None, "daemon_json": None},
+    "docker": {"kind": None, "version": None},
     "unreachable": [],
     "provisioned": False,
 }
@@ -79,24 +79,19 @@ def _set(*path: str, to: Any) -> Callable[[dict[str, Any]], None]:
         (_set("gpus", "visible", to=1), "GPUs", "dmesg"),
         (_set("ports", to=[22, 8443]), "port 8443", "ss -ltnp"),
         (
-            _set("docker", to={"kind": "snap", "version": "27.1", "daemon_json": None}),
+            _set("docker", to={"kind": "snap", "version": "27.1"}),
             "Docker",
             "snap remove docker",
         ),
         (
-            _set("docker", to={"kind": "podman", "version": "4.3", "daemon_json": None}),
+            _set("docker", to={"kind": "podman", "version": "4.3"}),
             "Docker",
             "podman-docker",
         ),
         (
-            _set("docker", to={"kind": "docker", "version": "19.03.8", "daemon_json": None}),
+            _set("docker", to={"kind": "docker", "version": "19.03.8"}),
             "Docker",
             "20.10 or newer",
-        ),
-        (
-            _set("docker", to={"kind": "docker", "version": "26.1.5+x", "daemon_json": "line 3"}),
-            "daemon.json",
-            "never overwritten",
         ),
         (
             _set(
