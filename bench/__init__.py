@@ -1,1 +1,1 @@
-"""Benchmarks, side by side with peers in one run: `python -m bench --help`."""
+"""Benchmarks of this project and its peers, measured in one run: `python -m bench --help`."""

@@ -1,4 +1,4 @@
-"""Starts the command line, and imports nothing else: contenders' processes read this file too."""
+"""Runs the command line. It is imported only here, as contenders' processes import this file."""
 
 if __name__ == "__main__":
     import typer

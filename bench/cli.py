@@ -1,4 +1,4 @@
-"""The command line, and the files that a run leaves."""
+"""The command line, and the files that a run writes."""
 
 import dataclasses
 import json
@@ -18,17 +18,17 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from bench.comparing import Comparison, run_comparison
 from bench.comparisons import COMPARISONS
 from bench.machine import (
-    allocator,
-    busy,
+    allocator_settings,
     commit,
-    keep_large_blocks,
-    machine,
-    machine_kind,
-    versions,
+    describe_machine,
+    is_busy,
+    keep_freed_memory,
+    machine_name,
+    package_versions,
 )
 from bench.measuring import Settings
 from bench.plot import save_plot
-from bench.report import Run, markdown, show
+from bench.report import Run, markdown, print_report
 from bench.results import ComparisonResult
 from cocodata.files import write_atomically
 
@@ -39,29 +39,29 @@ FORMAT = 1
 _NAMES = ", ".join(comparison.name for comparison in COMPARISONS)
 
 
-def chosen(only: Sequence[str]) -> list[Comparison]:
-    """The comparisons of these names, in the usual order; all of them if none is given.
+def select_comparisons(only: Sequence[str]) -> list[Comparison]:
+    """Return the comparisons of these names, in the usual order; all of them if none is given.
 
     Raises:
-        ValueError: there is no comparison of a name.
+        ValueError: There is no comparison of that name.
     """
     unknown = sorted(set(only) - {comparison.name for comparison in COMPARISONS})
     if unknown:
-        raise ValueError(f"no comparison is named {', '.join(unknown)}: there are {_NAMES}")
+        raise ValueError(f"unknown comparison {', '.join(unknown)}; choose from {_NAMES}")
     return [each for each in COMPARISONS if not only or each.name in only]
 
 
-def data_folder(given: Path | None) -> Path:
-    """The data set to read: given, or named by DATA or COCO_TINY, or generated.
+def data_folder(option: Path | None) -> Path:
+    """Return the data set's folder: the option, $DATA, $COCO_TINY, or the generated data set.
 
     Raises:
-        ValueError: the folder does not exist.
+        ValueError: The folder does not exist.
     """
-    named = given or os.environ.get("DATA") or os.environ.get("COCO_TINY")
-    if named:
-        folder = Path(named).expanduser().resolve()
+    path = option or os.environ.get("DATA") or os.environ.get("COCO_TINY")
+    if path:
+        folder = Path(path).expanduser().resolve()
         if not folder.is_dir():
-            raise ValueError(f"{folder}: no such folder: give one of COCO's layout with --data")
+            raise ValueError(f"{folder}: no such folder; pass one in COCO's layout with --data")
         return folder
     subprocess.run([sys.executable, "-m", "cocodata", "mini", str(MINI_COCO)], check=True)
     return MINI_COCO
@@ -75,16 +75,16 @@ def measure_all(
     seconds: float | None,
     console: Console,
 ) -> tuple[list[ComparisonResult], list[dict[str, str]]]:
-    """Run what can run here; results, and what was skipped with the reason."""
+    """Run the comparisons; return the results, and the skipped ones with the reasons."""
     results, skipped, runnable = [], [], []
     for comparison in comparisons:
-        reason = comparison.needs()
+        reason = comparison.why_unavailable()
         if reason is None:
             runnable.append(comparison)
         else:
             title = comparison.title
             skipped.append({"name": comparison.name, "title": title, "reason": reason})
-            console.print(f"{comparison.name} is skipped: {reason}", highlight=False)
+            console.print(f"skipped {comparison.name}: {reason}", highlight=False)
     expected = sum(each.expected_seconds(seconds=seconds, repeats=repeats) for each in runnable)
     with Progress(
         BarColumn(),
@@ -97,8 +97,8 @@ def measure_all(
     ) as progress:
         task = progress.add_task("", total=expected)
 
-        def advance(doing: str, behind: float) -> None:
-            progress.update(task, advance=behind, description=doing)
+        def advance(activity: str, seconds_done: float) -> None:
+            progress.update(task, advance=seconds_done, description=activity)
 
         for comparison in runnable:
             if not console.is_terminal:
@@ -112,9 +112,9 @@ def measure_all(
 
 
 def write_results(run: Run, folder: Path) -> list[Path]:
-    """Write the run as JSON, Markdown and pictures; the files are named by date and machine."""
+    """Write the run as JSON, Markdown and plots, in files named by date and machine."""
     folder.mkdir(parents=True, exist_ok=True)
-    stem = folder / f"{run['made'][:10]}-{machine_kind(run['machine'])}"
+    stem = folder / f"{run['made'][:10]}-{machine_name(run['machine'])}"
     texts = {".json": json.dumps(run, indent=1) + "\n", ".md": markdown(run)}
     files = []
     for suffix, text in texts.items():
@@ -124,8 +124,8 @@ def write_results(run: Run, folder: Path) -> list[Path]:
     return files + save_plot(run, stem)
 
 
-def described(settings: Settings) -> dict[str, Any]:
-    """The settings without paths, which mean nothing elsewhere."""
+def settings_as_dict(settings: Settings) -> dict[str, Any]:
+    """Return the settings without paths, which mean nothing on other machines."""
     values = dataclasses.asdict(settings)
     del values["scratch"]
     values["data_name"] = values.pop("data").name
@@ -136,34 +136,36 @@ def main(
     *,
     data: Annotated[
         Path | None,
-        typer.Option(help="Images in COCO's layout; else $DATA, $COCO_TINY, or generated ones."),
+        typer.Option(
+            help="Data set in COCO's layout; default: $DATA, $COCO_TINY, or a generated one."
+        ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = ROOT / "bench" / "results",
     only: Annotated[
-        list[str] | None, typer.Option(help=f"One comparison; may be repeated. {_NAMES}.")
+        list[str] | None, typer.Option(help=f"Comparison to run; may be repeated. {_NAMES}.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images of a batch on a CPU.")] = 4,
-    gpu_batch_size: Annotated[int, typer.Option(min=1, help="Images of a batch on a GPU.")] = 128,
+    batch_size: Annotated[int, typer.Option(min=1, help="Batch size on a CPU.")] = 4,
+    gpu_batch_size: Annotated[int, typer.Option(min=1, help="Batch size on a GPU.")] = 128,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads; as many as cores if not given.")
+        int | None, typer.Option(min=1, help="CPU threads; default: one per core.")
     ] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Measurements of each contender.")] = 3,
+    repeats: Annotated[int, typer.Option(min=1, help="Measurements per contender.")] = 3,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Short and small, to see that all works.")
+        bool, typer.Option("--quick", help="Small and short, to check that everything works.")
     ] = False,
 ) -> None:
-    """Measure this project against its peers, in turn, each in a process of its own."""
+    """Measure this project and its peers in turn, each in its own process."""
     console = Console(stderr=True, soft_wrap=True)
-    keep_large_blocks()
-    found = machine()
-    cores: int = found["cores"]
+    keep_freed_memory()
+    machine = describe_machine()
+    cores: int = machine["cores"]
     try:
-        comparisons = chosen(only or [])
+        comparisons = select_comparisons(only or [])
         folder = data_folder(data)
     except ValueError as error:
         console.print(f"error: {error}", style="red", markup=False, highlight=False)
         raise typer.Exit(2) from error
-    made = datetime.now().astimezone().isoformat(timespec="seconds")
+    now = datetime.now().astimezone().isoformat(timespec="seconds")
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
         settings = Settings(
             data=folder,
@@ -184,27 +186,27 @@ def main(
         )
     run: Run = {
         "format": FORMAT,
-        "made": made,
+        "made": now,
         "quick": quick,
         "commit": commit(),
-        "machine": found,
-        "machine_busy": busy(found),
-        "allocator": allocator(),
-        "versions": versions(),
-        "settings": described(settings),
+        "machine": machine,
+        "machine_busy": is_busy(machine),
+        "allocator": allocator_settings(),
+        "versions": package_versions(),
+        "settings": settings_as_dict(settings),
         "comparisons": [result.as_dict() for result in results],
         "skipped": skipped,
     }
-    show(run, Console())
+    print_report(run, Console())
     for file in write_results(run, out):
         console.print(f"wrote {file}", highlight=False, soft_wrap=True)
-    failed = [
+    failures = [
         f"{result.name}: {contender.name}: {contender.error}"
         for result in results
         for contender in result.contenders
         if contender.error is not None
     ]
-    for line in failed:
+    for line in failures:
         console.print(f"FAILED {line}", style="red", markup=False, highlight=False)
-    if failed:
+    if failures:
         raise typer.Exit(1)

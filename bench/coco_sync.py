@@ -1,8 +1,8 @@
-"""How long coco-sync takes to many hosts, beside rsync to each in turn and to all in parallel.
+"""Measures coco-sync to many hosts, compared with rsync to each in turn and to all in parallel.
 
-Hosts are namespaces of this machine behind links that tc shapes in both directions, so all of them
-share its cores: what share of these was busy stands beside each time. Run as root with nothing else
-going on: `make bench-coco-sync`.
+The hosts are network namespaces on this machine, with links that tc limits in both directions. They
+share its cores, so each time comes with the CPU utilization. Run as root on an idle machine:
+`make bench-coco-sync`.
 """
 
 import asyncio
@@ -23,8 +23,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from bench.machine import busy, commit, machine, machine_kind
-from bench.network_lab import DATA, STORE, Lab, LabHost, missing
+from bench.machine import commit, describe_machine, is_busy, machine_name
+from bench.network_lab import DATA, STORE, Lab, LabHost, why_unavailable
 from cocodata import DatasetFolder
 from cocodata.sync.control import SyncOptions, SyncRun
 from cocodata.sync.hosts import Host
@@ -44,18 +44,18 @@ gid = 0
 
 
 @dataclass
-class Measured:
-    """One run.
+class TransferResult:
+    """One measured transfer.
 
     Attributes:
         way: coco-sync, or rsync in turn or in parallel.
-        hosts: how many.
-        size: bytes for each.
-        seconds: until the last one had it.
-        wire: seconds that one copy takes on one link.
-        copies: how often the source sent the data.
-        busy: share of this machine's cores that was busy.
-        with_mounts: seconds with connections, mounts and the switch.
+        hosts: Number of receiving hosts.
+        size: Bytes per host.
+        seconds: Time until the last host had all data.
+        wire: Seconds that one copy takes on one link.
+        copies: Number of copies that the source sent.
+        busy: CPU utilization of this machine, from 0 to 1.
+        with_mounts: Seconds including connecting, mounting and activating the new version.
     """
 
     way: str
@@ -68,30 +68,31 @@ class Measured:
     with_mounts: float | None = None
 
 
-def _cpu() -> tuple[int, int]:
-    """Return the ticks that the cores were busy, and all ticks."""
+def _cpu_ticks() -> tuple[int, int]:
+    """Return the busy ticks of all cores, and all their ticks."""
     with Path("/proc/stat").open() as file:
         ticks = [int(each) for each in file.readline().split()[1:9]]
     return sum(ticks) - ticks[3] - ticks[4], sum(ticks)
 
 
-def _timed(work: Callable[[], Any]) -> tuple[float, float]:
-    busy, all_ = _cpu()
-    begin = time.monotonic()
+def _time(work: Callable[[], Any]) -> tuple[float, float]:
+    """Return the seconds that a call takes, and the CPU utilization meanwhile."""
+    busy_before, all_before = _cpu_ticks()
+    start = time.monotonic()
     work()
-    seconds = time.monotonic() - begin
-    now_busy, now_all = _cpu()
-    return seconds, (now_busy - busy) / max(1, now_all - all_)
+    seconds = time.monotonic() - start
+    busy_after, all_after = _cpu_ticks()
+    return seconds, (busy_after - busy_before) / max(1, all_after - all_before)
 
 
-def _sent(host: LabHost) -> int:
-    # Received and sent are the first and the ninth number after the name.
+def _bytes_sent(host: LabHost) -> int:
+    # The ninth number after the interface's name.
     line = host.run("grep eth0: /proc/self/net/dev")
     return int(line.partition(":")[2].split()[8])
 
 
 def _pack(folder: Path, mebibytes: int) -> ImageMetadata:
-    """Make an image of random bytes, which hosts can mount."""
+    """Create a squashfs image of random bytes."""
     content = folder / "content"
     content.mkdir(parents=True)
     with (content / "payload").open("wb") as file:
@@ -108,7 +109,7 @@ def _pack(folder: Path, mebibytes: int) -> ImageMetadata:
     return ImageMetadata("bench", VERSION, image.name, "bench.torrent", size, "", {}, "")
 
 
-def _measure_sync(folder: Path, metadata: ImageMetadata, hosts: int, rate: int) -> Measured:
+def _measure_sync(folder: Path, metadata: ImageMetadata, hosts: int, rate: int) -> TransferResult:
     with Lab(folder / "lab", hosts + 1, rate=f"{rate}mbit") as lab:
         source, *others = lab.hosts
         program = "/usr/bin/python3"
@@ -122,23 +123,23 @@ def _measure_sync(folder: Path, metadata: ImageMetadata, hosts: int, rate: int) 
             for each in others
         ]
         run = SyncRun(metadata, folder / "packed", targets, options, lambda *_: None)
-        before = _sent(source)
-        total, busy = _timed(lambda: asyncio.run(run.sync()))
+        before = _bytes_sent(source)
+        total, busy = _time(lambda: asyncio.run(run.sync()))
         if run.result.failed:
             raise RuntimeError(f"{run.result.failed} failed: {run.result.hosts}")
         for each in others:
             each.run(f"test -s {DATA}/bench/payload")
-        copies = (_sent(source) - before) / metadata.size
+        copies = (_bytes_sent(source) - before) / metadata.size
     shutil.rmtree(folder / "lab")
     wire = metadata.size * 8 / rate / 1e6
-    return Measured(
+    return TransferResult(
         "coco-sync", hosts, metadata.size, run.result.seconds, wire, copies, busy, with_mounts=total
     )
 
 
 def _measure_rsync(
     folder: Path, mebibytes: int, hosts: int, rate: int, *, parallel: bool
-) -> Measured:
+) -> TransferResult:
     payload = folder / "payload"
     if not payload.exists():
         payload.write_bytes(os.urandom(mebibytes << 20))
@@ -172,23 +173,23 @@ def _measure_rsync(
             if any(process.wait() for process in running):
                 raise RuntimeError("rsync failed")
 
-        before = _sent(source)
-        seconds, busy = _timed(copy)
+        before = _bytes_sent(source)
+        seconds, busy = _time(copy)
         size = mebibytes << 20
-        copies = (_sent(source) - before) / size
+        copies = (_bytes_sent(source) - before) / size
         for daemon in daemons:
             daemon.kill()
             daemon.wait()
     shutil.rmtree(folder / "lab")
     way = f"rsync {'in parallel' if parallel else 'in turn'}"
-    return Measured(way, hosts, size, seconds, size * 8 / rate / 1e6, copies, busy)
+    return TransferResult(way, hosts, size, seconds, size * 8 / rate / 1e6, copies, busy)
 
 
-def markdown(runs: list[Measured], rate: int, *, others: bool) -> str:
-    """Return the results as a table, which says so where others were using the machine."""
+def markdown(runs: list[TransferResult], rate: int, *, busy: bool) -> str:
+    """Return the results as a Markdown table."""
     lines = [
-        f"Links of {rate} Mbit/s each way; times in multiples of the wire time of one copy.",
-        *(["Others were using this machine's cores at the same time."] if others else []),
+        f"Links of {rate} Mbit/s each way. The ratio is the time over the wire time of one copy.",
+        *(["The machine was also busy with other work."] if busy else []),
         "",
         "| hosts | way | MiB | seconds | wire time | ratio | copies sent | cores busy |",
         "|---|---|---|---|---|---|---|---|",
@@ -203,28 +204,35 @@ def markdown(runs: list[Measured], rate: int, *, others: bool) -> str:
 
 def main(
     *,
-    hosts: Annotated[str, typer.Option(help="How many, separated by commas.")] = "1,2,4,8,16",
-    rate: Annotated[int, typer.Option(help="Mbit/s of each link.")] = 80,
-    mebibytes: Annotated[int, typer.Option(help="For coco-sync.")] = 256,
+    hosts: Annotated[
+        str, typer.Option(help="Numbers of hosts, separated by commas.")
+    ] = "1,2,4,8,16",
+    rate: Annotated[int, typer.Option(help="Speed of each link, Mbit/s.")] = 80,
+    mebibytes: Annotated[int, typer.Option(help="Size of the data for coco-sync.")] = 256,
     rsync_mebibytes: Annotated[
-        int, typer.Option(help="For rsync, whose time is proportional; 0 leaves it out.")
+        int,
+        typer.Option(
+            help="Size of the data for rsync, whose time is proportional to it; 0 skips rsync."
+        ),
     ] = 64,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = RESULTS,
 ) -> None:
-    """Measure coco-sync and rsync on shaped links."""
+    """Measure coco-sync and rsync over links of limited speed."""
     console = Console(stderr=True, highlight=False)
     programs = [each for each in ("mksquashfs", "rsync") if shutil.which(each) is None]
-    if reason := missing() or (f"missing: {', '.join(programs)}" if programs else None):
+    if reason := why_unavailable() or (
+        f"not installed: {', '.join(programs)}" if programs else None
+    ):
         console.print(f"error: {reason}", style="red")
         raise typer.Exit(2)
-    found = machine()
-    others = busy(found)
-    runs: list[Measured] = []
+    machine = describe_machine()
+    busy = is_busy(machine)
+    runs: list[TransferResult] = []
     with tempfile.TemporaryDirectory(prefix="coco-sync-") as scratch:
         folder = Path(scratch)
         metadata = _pack(folder, mebibytes)
         for number in map(int, hosts.split(",")):
-            measurements: list[Callable[[], Measured]] = [
+            measurements: list[Callable[[], TransferResult]] = [
                 partial(_measure_sync, folder, metadata, number, rate)
             ]
             for parallel in (False, True) if rsync_mebibytes else ():
@@ -241,20 +249,20 @@ def main(
                     f"{run.seconds / run.wire:.2f} x wire, {run.copies:.2f} copies, "
                     f"cores {run.busy:.0%} busy"
                 )
-    made = datetime.now().astimezone().isoformat(timespec="seconds")
+    now = datetime.now().astimezone().isoformat(timespec="seconds")
     document = {
-        "made": made,
+        "made": now,
         "commit": commit(),
-        "machine": found,
-        "machine_busy": others,
+        "machine": machine,
+        "machine_busy": busy,
         "rate_mbit": rate,
         "runs": [asdict(run) for run in runs],
     }
     out.mkdir(parents=True, exist_ok=True)
-    stem = out / f"coco-sync-{made[:10]}-{machine_kind(found)}"
+    stem = out / f"coco-sync-{now[:10]}-{machine_name(machine)}"
     stem.with_name(f"{stem.name}.json").write_text(json.dumps(document, indent=1) + "\n")
-    stem.with_name(f"{stem.name}.md").write_text(markdown(runs, rate, others=others))
-    sys.stdout.write(markdown(runs, rate, others=others))
+    stem.with_name(f"{stem.name}.md").write_text(markdown(runs, rate, busy=busy))
+    sys.stdout.write(markdown(runs, rate, busy=busy))
 
 
 if __name__ == "__main__":

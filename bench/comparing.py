@@ -1,4 +1,4 @@
-"""Comparisons: contenders measured in turn, A B A B, so that all share the machine's moods."""
+"""Comparisons: contenders measured in turn (A B A B), so that varying load affects all of them."""
 
 import sys
 from collections.abc import Callable
@@ -12,9 +12,9 @@ from bench.results import ComparisonResult, ContenderResult
 T = TypeVar("T")
 
 Advance = Callable[[str, float], None]
-"""Told what is done next, and how many expected seconds of work are behind."""
+"""Reports progress: the current activity, and how many of the expected seconds have been done."""
 
-# What a contender takes to import, build and warm up, about: for the time left that is shown.
+# Rough time that a contender takes to import, build and warm up, for the estimate of time left.
 SETUP_SECONDS = 8.0
 
 
@@ -23,14 +23,14 @@ class Comparison:
     """Contenders that do the same work.
 
     Attributes:
-        name: on the command line and in results.
-        title: for people.
-        unit: of work.
-        contenders: at most one of them ours.
-        prepare: makes what all contenders need, in the settings' scratch folder.
-        needs: says why the comparison cannot run here; None if it can.
-        seconds: of one measurement.
-        repeats: measurements of each contender; None takes what the user asks for.
+        name: Name on the command line and in results.
+        title: Title in reports.
+        unit: Unit of the rates.
+        contenders: The contenders, of which at most one is ours.
+        prepare: Generates what all contenders need, in the settings' scratch folder.
+        why_unavailable: Returns why the comparison cannot run here, or None if it can.
+        seconds: Length of one measurement.
+        repeats: Measurements per contender; None for the user's choice.
     """
 
     name: str
@@ -38,12 +38,12 @@ class Comparison:
     unit: str
     contenders: tuple[ContenderSpec, ...]
     prepare: Callable[[Settings], None] | None = None
-    needs: Callable[[], str | None] = lambda: None
+    why_unavailable: Callable[[], str | None] = lambda: None
     seconds: float = 6.0
     repeats: int | None = None
 
     def expected_seconds(self, *, seconds: float | None, repeats: int) -> float:
-        """What it takes, about."""
+        """Estimate the time of the comparison."""
         each = self.seconds if seconds is None else seconds
         return len(self.contenders) * (SETUP_SECONDS + each * (self.repeats or repeats))
 
@@ -56,18 +56,20 @@ def run_comparison(
     seconds: float | None = None,
     advance: Advance = lambda _, __: None,
 ) -> ComparisonResult:
-    """Measure all contenders of a comparison; those that fail are reported and left out.
+    """Measure all contenders of a comparison; failures are recorded, and the others go on.
 
     Args:
-        comparison: what to compare.
-        settings: what contenders are told.
-        repeats: measurements of each contender, where the comparison leaves it open.
-        seconds: of one measurement; None takes the comparison's.
-        advance: is told of progress.
+        comparison: The comparison.
+        settings: Settings for the contenders.
+        repeats: Measurements per contender, unless the comparison sets them.
+        seconds: Length of one measurement; None for the comparison's.
+        advance: Called with progress.
     """
     seconds = comparison.seconds if seconds is None else seconds
     results = [ContenderResult(spec.name, spec.role) for spec in comparison.contenders]
-    found = ComparisonResult(comparison.name, comparison.title, comparison.unit, results)
+    comparison_result = ComparisonResult(
+        comparison.name, comparison.title, comparison.unit, results
+    )
     advance(f"{comparison.name}: preparing", 0.0)
     if comparison.prepare is not None:
         comparison.prepare(settings)
@@ -78,7 +80,7 @@ def run_comparison(
             processes.append(ContenderProcess(spec, settings, log))
         pairs = list(zip(processes, results, strict=True))
         for process, result in pairs:
-            _attempt(comparison, result, process.wait_built)
+            _attempt(comparison, result, process.wait_until_built)
         for process, result in pairs:
             _attempt(comparison, result, process.warm_up)
             advance(f"{comparison.name}: starting", SETUP_SECONDS)
@@ -94,11 +96,11 @@ def run_comparison(
     finally:
         for process in processes:
             process.close()
-    return found
+    return comparison_result
 
 
 def _attempt(comparison: Comparison, result: ContenderResult, action: Callable[[], T]) -> T | None:
-    """What an action of a contender gives; None where it fails, which is noted and told, or did."""
+    """Run an action of a contender; record and print its failure, and skip what follows one."""
     if result.error is not None:
         return None
     try:

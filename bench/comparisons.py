@@ -1,4 +1,4 @@
-"""All comparisons that `make bench` makes."""
+"""The comparisons of `make bench`."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from bench.measuring import ContenderSpec, Role
 
 _OURS = "this project"
 _IMAGES = "images/s"
-# Processes of effdet's loader: none, or one for each of a small machine's cores.
+# Worker processes of effdet's loader: none, or one per core of a small machine.
 _WORKERS = (0, 2)
 _GPU_WORKERS = 16
 
@@ -22,7 +22,7 @@ def _ours(target: str, **options: Any) -> ContenderSpec:
 
 
 def _effdet(target: str, *workers: int, **options: Any) -> tuple[ContenderSpec, ...]:
-    """One contender for each number of workers; the fastest counts."""
+    """Return one contender per number of workers; the fastest counts."""
     return tuple(
         _contender(f"effdet, {n} workers", "peer", f"effdet_peer:{target}", workers=n, **options)
         for n in workers
@@ -33,13 +33,13 @@ def _decoding(training: bool) -> ContenderSpec:
     return _contender("decoding alone", "reference", "decoding:Decoding", training=training)
 
 
-def gpu_missing() -> str | None:
-    """Why nothing can be measured on a GPU here; None if it can."""
+def why_no_gpu() -> str | None:
+    """Return why nothing can be measured on a GPU, or None if it can."""
     import torch
 
     if torch.cuda.is_available():
         return None
-    return f"PyTorch {torch.__version__} finds no GPU that it can use"
+    return f"PyTorch {torch.__version__} finds no usable GPU"
 
 
 COMPARISONS = (
@@ -52,7 +52,7 @@ COMPARISONS = (
     ),
     Comparison(
         "training-loop",
-        "Training loop from JPEG files: input, step, clipped gradients, averaged weights",
+        "Training loop from JPEG files: input, step, gradient clipping, EMA",
         _IMAGES,
         (_ours("ours:Training", real_images=True), *_effdet("Training", *_WORKERS)),
         seconds=8.0,
@@ -67,9 +67,9 @@ COMPARISONS = (
     ),
     Comparison(
         "evaluation-loop",
-        "Evaluation loop from JPEG files: input, forward, detections, table",
+        "Evaluation loop from JPEG files: input, forward, postprocessing, table",
         _IMAGES,
-        (_ours("ours:Evaluating"), *_effdet("Evaluating", *_WORKERS)),
+        (_ours("ours:Evaluation"), *_effdet("Evaluation", *_WORKERS)),
         seconds=5.0,
     ),
     Comparison(
@@ -96,7 +96,7 @@ COMPARISONS = (
     ),
     Comparison(
         "coco-metrics",
-        "COCO's metrics of a result of val2017's size, annotation file included",
+        "COCO metrics of a result of val2017's size, including reading the annotations",
         "evaluations/s",
         (_ours("coco_ours:Metrics"), _contender("pycocotools", "peer", "coco_peer:Metrics")),
         prepare=prepare_result,
@@ -111,7 +111,7 @@ COMPARISONS = (
             _ours("ours:Training", device="cuda", real_images=True),
             *_effdet("Training", _GPU_WORKERS, device="cuda"),
         ),
-        needs=gpu_missing,
+        why_unavailable=why_no_gpu,
     ),
     Comparison(
         "gpu-training-step",
@@ -121,14 +121,14 @@ COMPARISONS = (
             _ours("ours:Training", device="cuda"),
             _contender("effdet", "peer", "effdet_peer:Training", device="cuda"),
         ),
-        needs=gpu_missing,
+        why_unavailable=why_no_gpu,
     ),
     Comparison(
         "gpu-training-stages",
         "Stages of our training loop on a GPU",
         _IMAGES,
         (_ours("ours:Training", device="cuda", real_images=True, staged=True),),
-        needs=gpu_missing,
+        why_unavailable=why_no_gpu,
         repeats=1,
     ),
 )

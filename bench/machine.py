@@ -1,4 +1,4 @@
-"""What a benchmark ran on: machine, versions, commit."""
+"""The machine, package versions and commit of a benchmark."""
 
 import importlib.metadata
 import os
@@ -22,36 +22,36 @@ _PACKAGES = (
 )
 _MALLOC = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
 
-# Load that this many cores' worth of other work makes is called a busy machine.
-_BUSY = 0.5
+# A higher load average before the benchmark means that the machine is in use.
+_BUSY_LOAD = 0.5
 
 
-def machine() -> dict[str, Any]:
-    """Processor, memory, GPU, and how busy all of it was before; no name of the machine."""
+def describe_machine() -> dict[str, Any]:
+    """Return processor, memory, GPU and load average; no host name."""
     return {
-        "processor": _found(r"^model name\s*:\s*(.+)$", "/proc/cpuinfo") or platform.machine(),
+        "processor": _search(r"^model name\s*:\s*(.+)$", "/proc/cpuinfo") or platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
-        "memory_gib": round(int(_found(r"^MemTotal:\s+(\d+)", "/proc/meminfo") or 0) / 2**20, 1),
+        "memory_gib": round(int(_search(r"^MemTotal:\s+(\d+)", "/proc/meminfo") or 0) / 2**20, 1),
         "gpu": _gpu(),
         "load_before": round(os.getloadavg()[0], 2),
         "system": f"{platform.system()} {platform.release()}",
     }
 
 
-def busy(described: dict[str, Any]) -> bool:
-    """Whether others were using the machine when the benchmark began."""
-    return bool(described["load_before"] > _BUSY)
+def is_busy(machine: dict[str, Any]) -> bool:
+    """Return whether something else was using the machine when the benchmark started."""
+    return bool(machine["load_before"] > _BUSY_LOAD)
 
 
-def machine_kind(described: dict[str, Any]) -> str:
-    """A short name for files: nvidia-h200, or cpu-2-cores."""
-    if described["gpu"]:
-        return re.sub(r"[^a-z0-9]+", "-", described["gpu"]["name"].lower()).strip("-")
-    return f"cpu-{described['cores']}-cores"
+def machine_name(machine: dict[str, Any]) -> str:
+    """Return a short name for files, such as nvidia-h200 or cpu-2-cores."""
+    if machine["gpu"]:
+        return re.sub(r"[^a-z0-9]+", "-", machine["gpu"]["name"].lower()).strip("-")
+    return f"cpu-{machine['cores']}-cores"
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that matter here."""
+def package_versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that affect the results."""
     found = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
@@ -62,7 +62,7 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> dict[str, Any]:
-    """The commit, and whether files differ from it; empty outside a Git checkout."""
+    """Return the commit and whether there are changes to it; empty outside a Git checkout."""
     try:
         revision = _git("rev-parse", "HEAD")
         changed = bool(_git("status", "--porcelain", "--untracked-files=no"))
@@ -71,15 +71,16 @@ def commit() -> dict[str, Any]:
     return {"revision": revision, "changed": changed}
 
 
-def allocator() -> dict[str, str]:
-    """Glibc's settings that decide how often a step asks the system for memory."""
+def allocator_settings() -> dict[str, str]:
+    """Return glibc's settings for returning memory to the system."""
     return {name: os.environ[name] for name in _MALLOC if name in os.environ}
 
 
-def keep_large_blocks() -> None:
-    """Let processes started from here keep memory that they freed, if nothing else is set.
+def keep_freed_memory() -> None:
+    """Make child processes keep freed memory, unless the allocator is configured already.
 
-    A training step on a CPU asks for the same large blocks again and again; all contenders gain.
+    Training steps on a CPU allocate the same large blocks again and again, so this speeds up all
+    contenders.
     """
     for name in _MALLOC:
         os.environ.setdefault(name, str(32 * 2**30))
@@ -104,6 +105,6 @@ def _git(*arguments: str) -> str:
     ).stdout.strip()
 
 
-def _found(pattern: str, file: str) -> str | None:
+def _search(pattern: str, file: str) -> str | None:
     match = re.search(pattern, Path(file).read_text(), re.MULTILINE)
     return match[1].strip() if match else None

@@ -1,4 +1,4 @@
-"""What is measured: contenders, and the time that a piece of their work took."""
+"""Contenders, and how their work is timed."""
 
 import importlib
 import time
@@ -13,19 +13,19 @@ Device = Literal["cpu", "cuda"]
 
 @dataclass(frozen=True)
 class Settings:
-    """What contenders are told.
+    """Settings for all contenders.
 
     Attributes:
-        data: folder of COCO's layout.
-        scratch: folder for what a comparison generates.
-        batch_size: images of a batch on a CPU.
-        gpu_batch_size: images of a batch on a GPU.
-        image_size: side of the network's input, pixels.
-        threads: CPU threads of the model, and of our input.
-        coco_images: images of the generated result that COCO's metrics are computed of.
-        model: the detector.
-        num_classes: its classes, as published.
-        seed: of weights and samples.
+        data: Data set in COCO's layout.
+        scratch: Folder for generated files.
+        batch_size: Images per batch on a CPU.
+        gpu_batch_size: Images per batch on a GPU.
+        image_size: Height and width of the network's input, pixels.
+        threads: CPU threads of the model and of our input pipeline.
+        coco_images: Images in the generated detections that COCO metrics are computed for.
+        model: Name of the detector.
+        num_classes: Number of its classes, as published.
+        seed: Seed of weights and samples.
     """
 
     data: Path
@@ -40,7 +40,7 @@ class Settings:
     seed: int = 42
 
     def batch(self, device: Device) -> int:
-        """Images of a batch on a device."""
+        """Return the batch size on a device."""
         return self.gpu_batch_size if device == "cuda" else self.batch_size
 
 
@@ -49,10 +49,10 @@ class Measurement:
     """One timed piece of work.
 
     Attributes:
-        work: how much was done, in the comparison's unit (images, evaluations).
-        seconds: in what time.
-        stages: seconds of each stage, where the contender tells them apart.
-        outcome: numbers that the work gave, to hold contenders against each other.
+        work: Amount of work, such as the number of images or evaluations.
+        seconds: Time that it took.
+        stages: Seconds per stage, if the contender measures them.
+        outcome: Numbers that were computed, to check that contenders agree.
     """
 
     work: float
@@ -62,27 +62,27 @@ class Measurement:
 
 
 class Contender(Protocol):
-    """Something that can be measured again and again, in a process of its own."""
+    """Something that can be measured repeatedly, in its own process."""
 
     def warm_up(self) -> None:
-        """Do what only the first piece of work needs."""
+        """Do the work that only the first steps need, such as compiling."""
 
     def measure(self, seconds: float) -> Measurement:
-        """Work for about that long, at least once."""
+        """Work for about that long, but at least once."""
 
 
 @dataclass(frozen=True)
 class ContenderSpec:
-    """How to make a contender.
+    """How to create a contender.
 
-    The class is named, not held: each process imports only what its own contender needs, so that no
-    contender pays with its memory for another's libraries.
+    The class is given by name, so that each process imports only its own contender's libraries and
+    the memory of others is not counted for it.
 
     Attributes:
-        name: for people.
-        role: ours, a peer, or a reference that shows what is possible.
-        target: its class, "package.module:Class"; called with the settings and the options.
-        options: keyword arguments.
+        name: Name in reports.
+        role: Ours, a peer, or a reference that shows what is possible.
+        target: Its class as "package.module:Class", called with the settings and the options.
+        options: Keyword arguments.
     """
 
     name: str
@@ -94,47 +94,46 @@ class ContenderSpec:
         """Import the class.
 
         Raises:
-            ImportError: there is no such module.
-            AttributeError: the module has no such class.
+            ImportError: There is no such module.
+            AttributeError: The module has no such class.
         """
         module, _, name = self.target.partition(":")
-        found: Callable[..., Contender] = getattr(importlib.import_module(module), name)
-        return found
+        contender_class: Callable[..., Contender] = getattr(importlib.import_module(module), name)
+        return contender_class
 
 
 class Loop:
-    """A contender that repeats a step; all the time of all steps counts.
+    """A contender that repeats a step.
 
     Attributes:
-        lead_in: steps before each timed piece. A loader that was idle has batches ready, which
-            would count as made in no time: where nothing but the loader works, they are drawn
-            first.
-        warm_up_steps: steps before the first timed piece.
+        untimed_steps: Steps before each measurement, to use up the batches that a loader has
+            prefetched while it was idle.
+        warm_up_steps: Steps before the first measurement.
     """
 
-    lead_in = 0
+    untimed_steps = 0
     warm_up_steps = 2
 
     def step(self) -> int:
-        """Do one step; the images that it worked on."""
+        """Do one step; return the number of images in it."""
         raise NotImplementedError
 
     def synchronize(self) -> None:
-        """Wait until all that was begun is done."""
+        """Wait until all pending work is done."""
 
-    def finished(self) -> None:
-        """Look at what the steps gave, outside the timed piece; an error fails the contender."""
+    def check(self) -> None:
+        """Check the results of the steps, untimed; an exception fails the contender."""
 
     def warm_up(self) -> None:
-        """Do the first steps, which make plans, kernels and room in memory."""
+        """Do the first steps, which select kernels and allocate memory."""
         for _ in range(self.warm_up_steps):
             self.step()
         self.synchronize()
-        self.finished()
+        self.check()
 
     def measure(self, seconds: float) -> Measurement:
-        """Step until the time is over."""
-        for _ in range(self.lead_in):
+        """Repeat steps for that long."""
+        for _ in range(self.untimed_steps):
             self.step()
         self.synchronize()
         images = 0
@@ -143,9 +142,9 @@ class Loop:
             images += self.step()
         self.synchronize()
         elapsed = time.perf_counter() - start
-        self.finished()
+        self.check()
         return Measurement(images, elapsed, self.stages())
 
     def stages(self) -> dict[str, float]:
-        """Seconds of each stage since the last call."""
+        """Return the seconds per stage since the last call."""
         return {}

@@ -1,8 +1,8 @@
-"""Hosts on one machine, each with its own network, mounts and, if wanted, SSH server.
+"""Simulated hosts on one machine, each with its own network, mounts and optionally an SSH server.
 
-A host is a process in a mount and a network namespace of its own. All of them hang on one switch
-by links that tc shapes in both directions. Nothing of it is left when the lab is closed: namespaces
-go away with their processes. Needs root, iproute2, util-linux, and openssh-server for SSH.
+A host is a process in its own mount and network namespaces. All hosts are connected to one bridge
+by links that tc limits in both directions. Closing the lab leaves nothing behind, as namespaces end
+with their processes. Needs root, iproute2, util-linux, and openssh-server for SSH.
 """
 
 import os
@@ -31,16 +31,16 @@ LogLevel ERROR
 """
 
 
-def missing() -> str | None:
-    """Return why there can be no lab here, or None."""
+def why_unavailable() -> str | None:
+    """Return why a lab cannot run here, or None if it can."""
     if os.geteuid() != 0:
         return "network namespaces need root"
     for program in ("ip", "tc", "unshare", "nsenter"):
         if shutil.which(program) is None:
-            return f"{program} is missing"
+            return f"{program} is not installed"
     test = ["unshare", "--mount", "--net", "sh", "-c", "mount -t tmpfs none /srv && ip link"]
     done = subprocess.run(test, capture_output=True, text=True, check=False)
-    return f"no namespaces here: {done.stderr.strip()}" if done.returncode else None
+    return f"namespaces cannot be created: {done.stderr.strip()}" if done.returncode else None
 
 
 def _run(*command: str) -> None:
@@ -53,7 +53,7 @@ class LabHost:
     """One host of a lab."""
 
     def __init__(self, lab: "Lab", number: int) -> None:
-        """Describe it; `Lab.start` starts it."""
+        """Create the description of a host; `Lab.start` starts it."""
         self.name = f"host{number}"
         self.address = f"{_NETWORK}.{number}"
         self.folder = lab.folder / self.name
@@ -61,12 +61,12 @@ class LabHost:
 
     @property
     def enter(self) -> tuple[str, ...]:
-        """The command that runs its arguments on the host."""
+        """The command prefix that runs a command on the host."""
         assert self.process is not None
         return ("nsenter", "--target", str(self.process.pid), "--mount", "--net")
 
     def run(self, script: str) -> str:
-        """Run a shell script on the host, and return what it prints."""
+        """Run a shell script on the host and return its stdout."""
         done = subprocess.run(
             [*self.enter, "sh", "-ec", script], capture_output=True, text=True, check=False
         )
@@ -75,12 +75,12 @@ class LabHost:
         return done.stdout.strip()
 
     def kill(self, pattern: str) -> int:
-        """Kill the processes on this host whose command line holds a text; return how many."""
+        """Kill this host's processes whose command line contains a string; return how many."""
         assert self.process is not None
         killed = 0
         try:
             own = Path(f"/proc/{self.process.pid}/ns/net").readlink()
-        except OSError:  # It has ended, and all others with it.
+        except OSError:  # The host's main process has ended, and all others with it.
             return 0
         for process in Path("/proc").glob("[0-9]*"):
             try:
@@ -95,7 +95,7 @@ class LabHost:
 
 
 class Lab:
-    """A switch with hosts on it."""
+    """A bridge with hosts connected to it."""
 
     def __init__(
         self,
@@ -106,14 +106,14 @@ class Lab:
         ssh: bool = False,
         small_disks: dict[int, str] | None = None,
     ) -> None:
-        """Describe a lab.
+        """Create a lab; entering it starts the hosts.
 
         Args:
-            folder: for the hosts' stores and keys.
-            hosts: how many.
-            rate: of each link in each direction, as tc writes it; None for no limit.
-            ssh: whether an SSH server runs on each host.
-            small_disks: sizes of memory file systems for the stores of some hosts, by number.
+            folder: Folder for the hosts' stores and keys.
+            hosts: Number of hosts.
+            rate: Speed of each link in each direction, in tc's notation; None for no limit.
+            ssh: Whether to run an SSH server on each host.
+            small_disks: Size of a tmpfs for a host's store, by the host's number.
         """
         self.folder = folder
         self.hosts = [LabHost(self, number) for number in range(1, hosts + 1)]
@@ -121,10 +121,10 @@ class Lab:
         self._rate = rate
         self._ssh = ssh
         self._small_disks = small_disks or {}
-        self._switch: subprocess.Popen[bytes] | None = None
+        self._bridge: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> "Lab":
-        """Start everything."""
+        """Start the bridge and all hosts."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if self._ssh:
             for name in ("host_key", "id"):
@@ -132,9 +132,9 @@ class Lab:
                 _run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.folder / name))
             (self.folder / "sshd_config").write_text(_SSHD.format(folder=self.folder))
         try:
-            self._switch = self._start("sleep", "infinity")
-            self._on_switch("ip", "link", "add", "br0", "type", "bridge")
-            self._on_switch("ip", "link", "set", "br0", "up")
+            self._bridge = self._start("sleep", "infinity")
+            self._on_bridge("ip", "link", "add", "br0", "type", "bridge")
+            self._on_bridge("ip", "link", "set", "br0", "up")
             for host in self.hosts:
                 self.start(host)
         except BaseException:
@@ -152,15 +152,15 @@ class Lab:
         self.close()
 
     def close(self) -> None:
-        """Stop everything that was started here."""
+        """Stop the hosts and the bridge."""
         for host in self.hosts:
             self.stop(host)
-        if self._switch is not None:
-            self._switch.kill()
-            self._switch.wait()
+        if self._bridge is not None:
+            self._bridge.kill()
+            self._bridge.wait()
 
     def start(self, host: LabHost) -> None:
-        """Start a host; its store is on disk, its mounts and its link begin empty."""
+        """Start a host; its store persists over restarts, its mounts do not."""
         number = int(host.address.rpartition(".")[2])
         (host.folder / "store").mkdir(parents=True, exist_ok=True)
         disk = self._small_disks.get(number)
@@ -181,14 +181,14 @@ class Lab:
             f"mount -t tmpfs none /run; {server}",
             mounts=True,
         )
-        self._plug(str(host.process.pid), "eth0", f"port{number}")
+        self._connect(str(host.process.pid), "eth0", f"port{number}")
         enter = ("nsenter", "--target", str(host.process.pid), "--net")
         _run(*enter, "ip", "addr", "add", f"{host.address}/24", "dev", "eth0")
         _run(*enter, "ip", "link", "set", "lo", "up")
         self._wait_for(host)
 
     def stop(self, host: LabHost) -> None:
-        """Switch a host off: all its processes end at once."""
+        """Stop a host by killing all of its processes."""
         if host.process is None:
             return
         host.kill("")
@@ -206,7 +206,7 @@ class Lab:
                 return
             except RuntimeError:
                 time.sleep(0.05)
-        raise RuntimeError(f"{host.name} does not start")
+        raise RuntimeError(f"{host.name} did not start within 20 s")
 
     def _start(self, *command: str, mounts: bool = False) -> subprocess.Popen[bytes]:
         space = ["unshare", "--net", *(["--mount", "--propagation", "private"] if mounts else [])]
@@ -216,25 +216,25 @@ class Lab:
             time.sleep(0.005)
         return process
 
-    def _on_switch(self, *command: str) -> None:
-        assert self._switch is not None
-        _run("nsenter", "--target", str(self._switch.pid), "--net", *command)
+    def _on_bridge(self, *command: str) -> None:
+        assert self._bridge is not None
+        _run("nsenter", "--target", str(self._bridge.pid), "--net", *command)
 
-    def _plug(self, process: str, name: str, port: str) -> None:
-        """Connect a process's network to the switch by a shaped link."""
-        assert self._switch is not None
-        self._on_switch(
+    def _connect(self, process: str, name: str, port: str) -> None:
+        """Connect a process's network to the bridge by a link of limited speed."""
+        assert self._bridge is not None
+        self._on_bridge(
             *("ip", "link", "add", port, "type", "veth"),
             *("peer", "name", name, "netns", process),
         )
-        self._on_switch("ip", "link", "set", port, "master", "br0")
-        self._on_switch("ip", "link", "set", port, "up")
+        self._on_bridge("ip", "link", "set", port, "master", "br0")
+        self._on_bridge("ip", "link", "set", port, "up")
         inside = ("nsenter", "--target", process, "--net")
-        # The same after a restart, as a machine's: others still know it.
+        # The same after a restart, since other hosts have it in their ARP caches.
         mac = f"02:00:00:00:00:{int(port.removeprefix('port')):02x}"
         _run(*inside, "ip", "link", "set", name, "address", mac, "up")
         if self._rate is None:
             return
         shape = ("root", "tbf", "rate", self._rate, "burst", "64kb", "latency", "50ms")
-        self._on_switch("tc", "qdisc", "add", "dev", port, *shape)
+        self._on_bridge("tc", "qdisc", "add", "dev", port, *shape)
         _run(*inside, "tc", "qdisc", "add", "dev", name, *shape)

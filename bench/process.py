@@ -1,4 +1,4 @@
-"""A contender in a process of its own: its memory, allocator and threads are nobody else's."""
+"""Runs a contender in its own process, so that memory and threads are not shared with others."""
 
 import contextlib
 import multiprocessing
@@ -13,15 +13,15 @@ from typing import Any
 
 from bench.measuring import ContenderSpec, Measurement, Settings
 
-# A contender that says nothing for so long hangs; compiling for a GPU takes minutes.
-_LIMIT_SECONDS = 900.0
-# Libraries' threads and workers may take as long to end, after all is measured.
+# Compiling for a GPU takes minutes.
+_TIMEOUT_SECONDS = 900.0
+# Time for libraries' threads and workers to end after the last measurement.
 _EXIT_SECONDS = 10.0
-_SHOWN_LINES = 15
+_LOG_LINES = 15
 
 
 class ContenderError(RuntimeError):
-    """A contender failed; `summary` is the one line that says why, the message all of it."""
+    """A contender failed; `summary` is one line, the message has the details too."""
 
     def __init__(self, summary: str, details: str = "") -> None:
         super().__init__(f"{summary}\n{details}".strip())
@@ -29,19 +29,19 @@ class ContenderError(RuntimeError):
 
 
 class ContenderProcess:
-    """Starts a contender; it builds while others do, and works only when it is told to.
+    """A contender's process: it builds the contender at once, and measures on request.
 
     Args:
-        spec: the contender.
-        settings: what it is told.
-        log: file for what the contender prints.
+        spec: The contender.
+        settings: Its settings.
+        log: File for its output.
     """
 
     def __init__(self, spec: ContenderSpec, settings: Settings, log: Path) -> None:
         self.spec = spec
         self._log = log
         self._finished = False
-        # Spawned, not forked: nothing of this process is in the contender's memory.
+        # Spawned, not forked, so that the contender's memory has nothing from this process.
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(
@@ -50,85 +50,85 @@ class ContenderProcess:
         self._process.start()
         theirs.close()
 
-    def wait_built(self) -> None:
+    def wait_until_built(self) -> None:
         """Wait until the contender is built.
 
         Raises:
-            ContenderError: it failed.
+            ContenderError: It failed.
         """
-        self._answer()
+        self._receive()
 
     def warm_up(self) -> None:
-        """Have it do its first work; not while others work, whose threads would wait for its own.
+        """Warm the contender up; while others work, they would slow each other down.
 
         Raises:
-            ContenderError: it failed.
+            ContenderError: It failed.
         """
         self._connection.send(0.0)
-        self._answer()
+        self._receive()
 
     def measure(self, seconds: float) -> Measurement:
-        """Have it work for about that long.
+        """Measure for about that long.
 
         Raises:
-            ContenderError: it failed.
+            ContenderError: It failed.
         """
         self._connection.send(seconds)
-        measurement: Measurement = self._answer()
+        measurement: Measurement = self._receive()
         return measurement
 
     def finish(self) -> dict[str, float]:
-        """End the process and give its peak memory by kind, MiB.
+        """End the process and return its peak memory by kind, MiB.
 
         Raises:
-            ContenderError: it failed.
+            ContenderError: It failed.
         """
         self._connection.send(None)
-        memory: dict[str, float] = self._answer()
+        memory: dict[str, float] = self._receive()
         self._finished = True
         return memory
 
     def close(self) -> None:
-        """End the process, whatever it does."""
+        """End the process, by force unless it has finished."""
         if self._finished:
             self._process.join(timeout=_EXIT_SECONDS)
         if self._process.is_alive():
-            self._process.kill()  # and the pipes' end tells its loaders' workers to go
+            self._process.kill()  # its loaders' workers end when their pipes close
             self._process.join()
         self._connection.close()
 
-    def _answer(self) -> Any:
-        if not self._connection.poll(_LIMIT_SECONDS):
-            raise ContenderError(f"no answer within {_LIMIT_SECONDS:.0f} s", self._printed())
+    def _receive(self) -> Any:
+        if not self._connection.poll(_TIMEOUT_SECONDS):
+            raise ContenderError(f"no answer within {_TIMEOUT_SECONDS:.0f} s", self._log_tail())
         try:
             kind, content = self._connection.recv()
         except EOFError:
             self._process.join(timeout=10)
-            raise ContenderError(self._death(), self._printed()) from None
+            raise ContenderError(self._exit_reason(), self._log_tail()) from None
         if kind == "failed":
             raise ContenderError(*content)
         return content
 
-    def _death(self) -> str:
+    def _exit_reason(self) -> str:
         code = self._process.exitcode
         if code is not None and code < 0:
             name = signal.Signals(-code).name
             hint = ": out of memory?" if name == "SIGKILL" else ""
-            return f"the process was ended by {name}{hint}"
-        return f"the process ended with exit status {code}"
+            return f"the process was killed by {name}{hint}"
+        return f"the process exited with status {code}"
 
-    def _printed(self) -> str:
+    def _log_tail(self) -> str:
         with contextlib.suppress(OSError):
-            return "\n".join(self._log.read_text(errors="replace").splitlines()[-_SHOWN_LINES:])
+            return "\n".join(self._log.read_text(errors="replace").splitlines()[-_LOG_LINES:])
         return ""
 
 
 def _serve(
     spec: ContenderSpec, settings: Settings, log: Path, connection: Connection, other: Connection
 ) -> None:
-    """The contender's process: answers until the other end closes."""
-    other.close()  # or this process would keep the pipe alive that tells it to go
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the starting process decides
+    """Run in the contender's process: answer requests until the connection closes."""
+    other.close()  # an open copy here would hide that the parent process has ended
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles it
     with log.open("w") as file:
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())
@@ -153,13 +153,13 @@ def _serve(
 
 
 def _summary(error: BaseException, settings: Settings) -> str:
-    """The kind of error and its first line, without where this machine keeps the data."""
+    """Return the error's type and first line, without the path of the data set."""
     message = str(error).strip().partition("\n")[0].replace(f"{settings.data}{os.sep}", "")
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
 def _peak_memory(workers_mib: float) -> dict[str, float]:
-    """Peak memory by kind, MiB."""
+    """Return the peak memory by kind, MiB."""
     memory = {"process": _status_kib(os.getpid(), "VmHWM") / 1024}
     if workers_mib:
         memory["loader workers"] = workers_mib
@@ -170,11 +170,11 @@ def _peak_memory(workers_mib: float) -> dict[str, float]:
 
 
 def _workers_mib() -> float:
-    """Memory that child processes have to themselves: what they share with us counts as ours."""
+    """Return the private memory of child processes; shared memory counts for this process."""
     total = 0
     for task in Path("/proc/self/task").iterdir():
         for child in (task / "children").read_text().split():
-            with contextlib.suppress(OSError):  # it ended meanwhile
+            with contextlib.suppress(OSError):  # it has ended
                 text = Path(f"/proc/{child}/smaps_rollup").read_text()
                 total += sum(int(kib) for kib in re.findall(r"^Private_\w+: +(\d+)", text, re.M))
     return total / 1024
@@ -182,5 +182,5 @@ def _workers_mib() -> float:
 
 def _status_kib(pid: int, key: str) -> int:
     found = re.search(rf"^{key}:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(), re.M)
-    assert found is not None, f"the kernel tells no {key}"
+    assert found is not None, f"/proc/{pid}/status has no {key}"
     return int(found[1])

@@ -1,4 +1,4 @@
-"""A run of the benchmarks as JSON, as Markdown, and as tables on a terminal."""
+"""A run of the benchmarks as Markdown and as tables on a terminal."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,13 +7,13 @@ from rich.console import Console
 from rich.table import Table
 
 Run = dict[str, Any]
-"""What the JSON file holds; all that is shown is made from it."""
+"""The contents of the JSON file, from which all reports are made."""
 
 _COLUMNS = ("", "rate", "spread", "ratio", "pairs", "memory")
 
 
 def heading(run: Run) -> list[str]:
-    """Lines that say where and of what the figures are."""
+    """Return lines that describe the machine, the settings and the versions."""
     machine, settings = run["machine"], run["settings"]
     gpu = f", {machine['gpu']['name']}" if machine["gpu"] else ""
     revision = run["commit"].get("revision", "unknown")[:12]
@@ -28,20 +28,19 @@ def heading(run: Run) -> list[str]:
         versions,
     ]
     if run["quick"]:
-        lines.append("QUICK: made to see that all works; these figures say nothing.")
+        lines.append("QUICK: a check that everything works; the figures are not measurements.")
     if run["machine_busy"]:
         lines.append(
-            f"BUSY: the load was {machine['load_before']} before the first measurement; figures "
-            "of a machine that others use say little."
+            f"BUSY: the load was {machine['load_before']} before the first measurement; the "
+            "figures are unreliable."
         )
     return lines
 
 
 def rows(comparison: dict[str, Any]) -> list[tuple[str, ...]]:
-    """One row for each contender, in the order of _COLUMNS.
+    """Return one row per contender, with the columns of _COLUMNS.
 
-    Ratios are ours over the fastest peer: of the medians, and the least and the greatest of
-    measurements that were made one after the other.
+    Ratios are ours over the fastest peer: of the medians, and the range over adjacent measurements.
     """
     table: list[tuple[str, ...]] = []
     for contender in comparison["subjects"]:
@@ -66,32 +65,32 @@ def rows(comparison: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def notes(comparison: dict[str, Any]) -> list[str]:
-    """What is to be said below a comparison's table."""
-    said = []
+    """Return the sentences below a comparison's table."""
+    sentences = []
     for contender in comparison["subjects"]:
         stages = contender["stage_seconds"]
         if len(stages) > 1:
             total = sum(stages.values())
-            of_each = ", ".join(
+            shares = ", ".join(
                 f"{name} {1000 * seconds:.3g} ms ({seconds / total:.0%})"
                 for name, seconds in stages.items()
             )
-            of = "an image" if comparison["unit"].startswith("images") else "an evaluation"
-            said.append(f"Stages of {contender['name']}, {of}: {of_each}.")
+            unit = "image" if comparison["unit"].startswith("images") else "evaluation"
+            sentences.append(f"Stages of {contender['name']}, per {unit}: {shares}.")
     if comparison["outcome_difference"] is not None:
-        said.append(
-            f"Largest difference between their results: {comparison['outcome_difference']:.1e}."
+        sentences.append(
+            f"Largest difference between the results: {comparison['outcome_difference']:.1e}."
         )
-    return said
+    return sentences
 
 
 def markdown(run: Run) -> str:
-    """The run as a Markdown document."""
+    """Format the run as Markdown."""
     lines = ["# Benchmarks", "", *[f"- {line}" for line in heading(run)], ""]
     lines += [
-        "A ratio is our rate over that of the fastest peer: of the medians, then the least and "
-        "the greatest of pairs measured one after the other. Memory is the peak of the process, "
-        "plus what its loader's workers have to themselves.",
+        "The ratio is our median rate over that of the fastest peer; the pairs are the range of "
+        "the ratio over adjacent measurements. Memory is the peak of the process, plus the private "
+        "memory of its loader's workers.",
         "",
     ]
     for comparison in run["comparisons"]:
@@ -110,8 +109,8 @@ def markdown(run: Run) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def show(run: Run, console: Console) -> None:
-    """The run as tables on a terminal."""
+def print_report(run: Run, console: Console) -> None:
+    """Print the run as tables."""
     for line in heading(run):
         console.print(line, highlight=False, markup=False)
     for comparison in run["comparisons"]:
@@ -129,26 +128,26 @@ def show(run: Run, console: Console) -> None:
 
 
 def _rate(value: float, unit: str) -> str:
-    """A rate in words; of rare things rather the time of one."""
+    """Format a rate; for evaluations, the time of one instead."""
     if unit == "evaluations/s":
         return f"{1 / value:.3g} s"
-    return f"{_short(value)} {unit}"
+    return f"{_round(value)} {unit}"
 
 
 def _spread(rates: Sequence[float], unit: str) -> str:
-    """The least and the greatest of some rates, in the form of `_rate`."""
+    """Format the range of some rates, as in `_rate`."""
     if unit == "evaluations/s":
         return f"{1 / max(rates):.3g} .. {1 / min(rates):.3g} s"
-    return f"{_short(min(rates))} .. {_short(max(rates))}"
+    return f"{_round(min(rates))} .. {_round(max(rates))}"
 
 
-def _short(value: float) -> str:
-    """Three digits, and no exponent."""
+def _round(value: float) -> str:
+    """Format with three digits and no exponent."""
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _memory(memory: dict[str, float]) -> str:
-    """GiB of a process, of its workers, of the GPU."""
+    """Format memory by kind, in GiB."""
     parts = []
     for kind, mib in memory.items():
         amount = f"{mib / 1024:.2f} GiB"

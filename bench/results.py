@@ -1,4 +1,4 @@
-"""Results as data: what was measured, and the ratios that follow from it."""
+"""Results: the measurements, and the ratios computed from them."""
 
 import statistics
 from dataclasses import asdict, dataclass, field
@@ -9,13 +9,15 @@ from bench.measuring import Measurement, Role
 
 @dataclass
 class ContenderResult:
-    """One contender's measurements, or why there are none.
+    """One contender's measurements, or its error.
 
     Attributes:
-        measurements: in the order in which they were made; the i-th ones of a comparison's
-            contenders were made one after the other.
-        memory_mib: peak memory by kind: of the process, of its loader's workers, on the GPU.
-        error: one line that says why the contender failed.
+        name: Name in reports.
+        role: Ours, a peer, or a reference.
+        measurements: The measurements in order; the i-th measurements of all contenders are
+            adjacent in time.
+        memory_mib: Peak memory by kind: of the process, of its loader's workers, on the GPU.
+        error: One line that says why the contender failed.
     """
 
     name: str
@@ -26,17 +28,17 @@ class ContenderResult:
 
     @property
     def rates(self) -> list[float]:
-        """Work per second of each measurement."""
+        """Work per second, by measurement."""
         return [each.work / each.seconds for each in self.measurements]
 
     @property
     def rate(self) -> float | None:
-        """The median of the rates."""
+        """The median rate; None if the contender failed."""
         return statistics.median(self.rates) if self.rates and self.error is None else None
 
     @property
     def stages(self) -> dict[str, float]:
-        """Seconds of each stage per unit of work, over all measurements."""
+        """Seconds per unit of work and stage, over all measurements."""
         work = sum(each.work for each in self.measurements)
         names = dict.fromkeys(name for each in self.measurements for name in each.stages)
         return {
@@ -45,7 +47,7 @@ class ContenderResult:
         }
 
     def as_dict(self) -> dict[str, Any]:
-        """The result as JSON holds it."""
+        """Return the result in the form of the JSON file."""
         return {
             "name": self.name,
             "role": self.role,
@@ -60,7 +62,7 @@ class ContenderResult:
 
 @dataclass
 class ComparisonResult:
-    """What one comparison found; a rate is work (in `unit`) per second."""
+    """The results of one comparison; `unit` is that of the rates."""
 
     name: str
     title: str
@@ -69,18 +71,18 @@ class ComparisonResult:
 
     @property
     def ours(self) -> ContenderResult | None:
-        """Our contender, if it was measured."""
+        """Our contender; None if it was not measured."""
         return next((s for s in self.contenders if s.role == "ours" and s.rate is not None), None)
 
     @property
     def best_peer(self) -> ContenderResult | None:
-        """The fastest peer."""
+        """The fastest peer; None if none was measured."""
         peers = [s for s in self.contenders if s.role == "peer" and s.rate is not None]
         return max(peers, key=lambda peer: peer.rate or 0.0, default=None)
 
     @property
     def ratio(self) -> float | None:
-        """Our median rate over that of the fastest peer: more than 1 is faster."""
+        """Our median rate over that of the fastest peer; greater than 1 if ours is faster."""
         ours, peer = self.ours, self.best_peer
         if ours is None or peer is None or not ours.rate or not peer.rate:
             return None
@@ -88,7 +90,7 @@ class ComparisonResult:
 
     @property
     def pair_ratios(self) -> list[float]:
-        """The same of each pair of measurements that were made one after the other."""
+        """The ratios of adjacent measurements."""
         ours, peer = self.ours, self.best_peer
         if ours is None or peer is None:
             return []
@@ -96,7 +98,7 @@ class ComparisonResult:
 
     @property
     def outcome_difference(self) -> float | None:
-        """The largest difference between what two contenders computed; None if they say nothing."""
+        """The largest difference between contenders' outcomes; None if fewer than two have one."""
         outcomes = [s.measurements[0].outcome for s in self.contenders if s.rate is not None]
         outcomes = [outcome for outcome in outcomes if outcome]
         if len(outcomes) < 2:
@@ -105,7 +107,7 @@ class ComparisonResult:
         return max(abs(other[name] - value) for other in others for name, value in first.items())
 
     def as_dict(self) -> dict[str, Any]:
-        """The result as JSON holds it."""
+        """Return the result in the form of the JSON file."""
         peer = self.best_peer
         return {
             "name": self.name,

@@ -1,4 +1,4 @@
-"""What is measured. Modules hold one side each: a contender's process imports nothing of the other.
+"""The contenders. Each module has one side only, so that its process does not import the other.
 
-Peers' modules import the peer's library, and of this project only what is the same for both sides.
+Peers' modules import the peer's library, and from this project only what both sides share.
 """

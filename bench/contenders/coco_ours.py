@@ -1,4 +1,4 @@
-"""COCO's metrics by this project."""
+"""COCO metrics computed by this project."""
 
 import time
 
@@ -12,7 +12,7 @@ from experiments.runtime.communication import SingleProcess
 
 
 class Metrics:
-    """From the annotation file and a detector's tensors to the 12 numbers."""
+    """Computes the 12 metrics from the annotation file and a detector's output."""
 
     def __init__(self, settings: Settings) -> None:
         self._data = result_folder(settings)
@@ -20,24 +20,24 @@ class Metrics:
         torch.set_num_threads(settings.threads)
 
     def warm_up(self) -> None:
-        """Nothing: an evaluation is one long piece of work."""
+        """Do nothing: an evaluation is one long piece of work."""
 
     def measure(self, seconds: float) -> Measurement:
-        """Evaluate once, however long it takes."""
+        """Evaluate once, however long that takes."""
         image_ids, rows = (torch.from_numpy(array) for array in self._result)
         start = time.perf_counter()
         split = load_split(self._data, SPLIT)
         ground_truth = CocoGroundTruth(split)
-        truth_read = time.perf_counter()
+        truth_loaded = time.perf_counter()
         table = DetectionTable()
         table.add(image_ids, rows)
         detections = table.gather(SingleProcess(), split.categories)
-        collected = time.perf_counter()
+        detections_ready = time.perf_counter()
         result = coco_metrics(ground_truth, detections)
         end = time.perf_counter()
         stages = {
-            "ground truth": truth_read - start,
-            "detections": collected - truth_read,
-            "metrics": end - collected,
+            "ground truth": truth_loaded - start,
+            "detections": detections_ready - truth_loaded,
+            "metrics": end - detections_ready,
         }
         return Measurement(1, end - start, stages, result.metrics)

@@ -1,4 +1,4 @@
-"""COCO's metrics by pycocotools."""
+"""COCO metrics computed by pycocotools."""
 
 import time
 
@@ -15,9 +15,9 @@ _METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "
 
 
 class Metrics:
-    """From the annotation file and a detector's arrays to the 12 numbers.
+    """Computes the 12 metrics from the annotation file and a detector's output.
 
-    Results are handed over as one array, which is faster than a file or a list of dictionaries.
+    Detections are passed as one array, which is faster than a file or a list of dictionaries.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -25,29 +25,29 @@ class Metrics:
         self._result = load_result(settings)
 
     def warm_up(self) -> None:
-        """Nothing: an evaluation is one long piece of work."""
+        """Do nothing: an evaluation is one long piece of work."""
 
     def measure(self, seconds: float) -> Measurement:
-        """Evaluate once, however long it takes."""
+        """Evaluate once, however long that takes."""
         image_ids, rows = self._result
         start = time.perf_counter()
         truth = COCO(str(self._file))
-        truth_read = time.perf_counter()
+        truth_loaded = time.perf_counter()
         kept = rows[..., 4] >= _MIN_SCORE
         x1, y1, x2, y2, score, label = rows[kept].T
         owner = np.repeat(image_ids, kept.sum(axis=1))
         columns = np.column_stack([owner, x1, y1, x2 - x1, y2 - y1, score, label])
         detections = truth.loadRes(columns)
-        collected = time.perf_counter()
+        detections_ready = time.perf_counter()
         evaluation = COCOeval(truth, detections, "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
         end = time.perf_counter()
         stages = {
-            "ground truth": truth_read - start,
-            "detections": collected - truth_read,
-            "metrics": end - collected,
+            "ground truth": truth_loaded - start,
+            "detections": detections_ready - truth_loaded,
+            "metrics": end - detections_ready,
         }
         outcome = dict(zip(_METRICS, evaluation.stats.tolist(), strict=True))
         return Measurement(1, end - start, stages, outcome)

@@ -1,4 +1,4 @@
-"""What both sides of a comparison share: device, batch, optimizer, and the first weights."""
+"""What both sides of a comparison share: device, batch, optimizer and initial weights."""
 
 import contextlib
 import math
@@ -22,39 +22,39 @@ Batch = dict[str, Tensor]
 MAX_BOXES = 100
 _BOXES_PER_IMAGE = 7  # COCO's mean
 
-# Long enough that no measurement sees the end of an epoch, which costs loaders a new start.
+# So long that no measurement includes the end of an epoch, where loaders restart.
 _EPOCH_IMAGES = 20_000
 
 
 def prepare_torch(settings: Settings) -> None:
-    """Set what a process's calculations run with: threads, kernels, seed."""
+    """Set PyTorch's threads, kernel selection and seed."""
     torch.set_num_threads(settings.threads)
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = True
     torch.manual_seed(settings.seed)
 
 
-def first_detector(settings: Settings) -> EfficientDet:
-    """The detector with the weights that all contenders begin with."""
+def initial_detector(settings: Settings) -> EfficientDet:
+    """Build the detector with the initial weights of all contenders."""
     torch.manual_seed(settings.seed)
     side = settings.image_size
     return build_detector(settings.model, settings.num_classes, (side, side))
 
 
 def autocast(device: Device) -> contextlib.AbstractContextManager[Any]:
-    """bfloat16 on a GPU; on these CPUs it is slower than float32."""
+    """Return autocast to bfloat16 on a GPU; on CPUs, where it is slower, keep float32."""
     if device == "cuda":
         return torch.autocast("cuda", torch.bfloat16)
     return contextlib.nullcontext()
 
 
-def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
-    """The training recipe's optimizer, at a rate at which random weights stay finite."""
+def create_optimizer(model: nn.Module) -> torch.optim.Optimizer:
+    """Create the recipe's optimizer, with a learning rate at which random weights stay finite."""
     return build_optimizer(model, HParams(lr=1e-4))
 
 
 def generated_batch(settings: Settings, device: Device) -> Batch:
-    """A batch like COCO's: noise with seven boxes an image, the rest padding."""
+    """Generate a batch of noise with seven boxes per image; the rest is padding."""
     generator = torch.Generator().manual_seed(settings.seed)
     count, side = settings.batch(device), settings.image_size
     boxes = torch.full((count, MAX_BOXES, 4), -1.0)
@@ -75,29 +75,29 @@ def generated_batch(settings: Settings, device: Device) -> Batch:
 
 
 def open_split(settings: Settings, *, training: bool) -> Split:
-    """A split of the data set.
+    """Load the training or the validation split.
 
     Raises:
-        DatasetError: it cannot be read, or has classes that the published detectors lack.
+        DatasetError: It cannot be read, or has classes that the published detectors lack.
     """
     split = load_split(settings.data, splits(settings.data)[0 if training else 1])
     if max(split.categories.ids) > settings.num_classes:
         raise DatasetError(
-            f"{split.annotation_file}: category {max(split.categories.ids)} is beyond the "
-            f"{settings.num_classes} classes of the detectors compared: measure on COCO, a part "
-            "of it, or the mini data set"
+            f"{split.annotation_file}: category id {max(split.categories.ids)} is too large for "
+            f"the compared detectors, which have {settings.num_classes} classes; use COCO, a "
+            "subset of it, or the mini data set"
         )
     return split
 
 
-def times_to_repeat(num_images: int) -> int:
-    """How often a split is repeated to make a long epoch."""
+def repeat_count(num_images: int) -> int:
+    """Return how often to repeat a split for a long epoch."""
     return math.ceil(_EPOCH_IMAGES / num_images)
 
 
-def repeated(split: Split) -> Split:
-    """The split many times over, each image with an id of its own."""
-    times = times_to_repeat(len(split))
+def repeat_split(split: Split) -> Split:
+    """Repeat a split's images for a long epoch, with unique ids."""
+    times = repeat_count(len(split))
     step = int(split.image_ids.max()) + 1
     shifts = np.repeat(np.arange(times) * step, len(split))
     counts = np.tile(np.diff(split.box_offsets), times)
@@ -115,17 +115,17 @@ def repeated(split: Split) -> Split:
     )
 
 
-class TrainingSubject(Loop):
-    """Training steps; a subclass says how a step goes.
+class TrainingLoop(Loop):
+    """Repeated training steps; subclasses implement the step.
 
     Attributes:
-        loss: of the last step, on the device.
+        loss: Loss of the last step, on the device.
     """
 
     def __init__(self, device: Device) -> None:
         self.device = device
         self.loss: Tensor | None = None
-        # A GPU's first steps try out kernels, and compile.
+        # On a GPU, the first steps compile, and try out kernels.
         self.warm_up_steps = 8 if device == "cuda" else 2
 
     def synchronize(self) -> None:
@@ -133,41 +133,40 @@ class TrainingSubject(Loop):
         if self.device == "cuda":
             torch.cuda.synchronize()
 
-    def finished(self) -> None:
-        """Refuse to time what is not training.
+    def check(self) -> None:
+        """Check that the loss is finite, since arithmetic on NaN may take a different time.
 
         Raises:
-            RuntimeError: the loss is not finite, and such numbers may take another time.
+            RuntimeError: It is NaN or infinite.
         """
         if self.loss is not None and not math.isfinite(float(self.loss)):
-            raise RuntimeError(f"the loss is {float(self.loss)}: this measures nothing")
+            raise RuntimeError(f"the loss is {float(self.loss)}, so the timing is meaningless")
 
 
-class StageClock:
-    """Adds up the time of a step's stages: of the CPU, or on the GPU's own clock.
+class StageTimer:
+    """Adds up the times of a step's stages, by the CPU's clock or by CUDA events.
 
-    On a GPU the stages are marked in its queue of work and read after the measurement, so that
-    looking does not hold it up.
+    The events are read only after the measurement, so that timing does not stall the GPU.
     """
 
     def __init__(self, device: Device) -> None:
         self._on_gpu = device == "cuda"
-        self._marks: list[tuple[str, Any, Any]] = []
+        self._intervals: list[tuple[str, Any, Any]] = []
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time what is done within."""
-        begin = self._now()
+        """Time the body of a `with` statement."""
+        start = self._now()
         yield
-        self._marks.append((name, begin, self._now()))
+        self._intervals.append((name, start, self._now()))
 
-    def take(self) -> dict[str, float]:
-        """Seconds of each stage since the last call; all work must be done."""
+    def pop_totals(self) -> dict[str, float]:
+        """Return the seconds per stage since the last call; pending GPU work must be done."""
         totals: dict[str, float] = {}
-        for name, begin, end in self._marks:
-            seconds = begin.elapsed_time(end) / 1000 if self._on_gpu else end - begin
+        for name, start, end in self._intervals:
+            seconds = start.elapsed_time(end) / 1000 if self._on_gpu else end - start
             totals[name] = totals.get(name, 0.0) + seconds
-        self._marks.clear()
+        self._intervals.clear()
         return totals
 
     def _now(self) -> Any:
@@ -179,5 +178,5 @@ class StageClock:
 
 
 def cores() -> int:
-    """CPU cores that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0))

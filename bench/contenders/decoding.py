@@ -1,4 +1,4 @@
-"""Decoding alone: what input could reach if resizing and the rest cost nothing."""
+"""Decoding alone: an upper limit for input pipelines."""
 
 from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle, islice
@@ -11,7 +11,7 @@ from cocodata import load_split, splits
 
 
 class Decoding(Loop):
-    """Pillow's JPEG decoder (libjpeg-turbo) in as many threads as the others have."""
+    """Pillow's JPEG decoder (libjpeg-turbo), with as many threads as the other contenders."""
 
     def __init__(self, settings: Settings, *, training: bool) -> None:
         split = load_split(settings.data, splits(settings.data)[0 if training else 1])
@@ -20,7 +20,7 @@ class Decoding(Loop):
         self._pool = ThreadPoolExecutor(settings.threads)
 
     def step(self) -> int:
-        """Decode some files."""
+        """Decode eight files per thread."""
         return sum(self._pool.map(_decode, islice(self._files, self._per_step)))
 
 

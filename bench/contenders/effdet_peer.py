@@ -1,9 +1,10 @@
-"""effdet, rwightman's EfficientDet in PyTorch: the same work with its own parts, at their best.
+"""effdet, rwightman's EfficientDet in PyTorch, in its fastest configuration.
 
-Its network is channels_last here too, its optimizer and weights are the same. Its prefetcher, which
-normalises images, needs a GPU: on a CPU its two lines are done here.
+Weights, optimizer and the memory format channels_last are the same as ours. Its prefetcher, which
+normalises images, needs a GPU; on a CPU, its normalisation is done here.
 """
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,15 +19,15 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from bench.contenders.common import (
-    TrainingSubject,
+    TrainingLoop,
     autocast,
     cores,
-    first_detector,
+    create_optimizer,
     generated_batch,
+    initial_detector,
     open_split,
-    optimizer_of,
     prepare_torch,
-    times_to_repeat,
+    repeat_count,
 )
 from bench.measuring import Device, Loop, Settings
 from experiments.settings.hparams import HParams
@@ -37,7 +38,7 @@ Sample = tuple[Tensor, dict[str, Tensor]]
 
 
 def _bench(settings: Settings, task: str, device: Device) -> nn.Module:
-    """Wrap the model for a task; the common weights load strictly."""
+    """Create the model for a task, with the initial weights of all contenders."""
     bench = create_model(
         settings.model,
         bench_task=task,
@@ -46,15 +47,15 @@ def _bench(settings: Settings, task: str, device: Device) -> nn.Module:
         pretrained_backbone=False,
         bench_labeler=True,
     )
-    bench.model.load_state_dict(first_detector(settings).state_dict())
-    moved: nn.Module = bench.to(device, memory_format=torch.channels_last)
-    return moved
+    bench.model.load_state_dict(initial_detector(settings).state_dict())
+    on_device: nn.Module = bench.to(device, memory_format=torch.channels_last)
+    return on_device
 
 
 def _dataset(settings: Settings, *, training: bool) -> DetectionDatset:
     split = open_split(settings, training=training)
     parser = create_parser("coco", cfg=CocoParserCfg(ann_filename=str(split.annotation_file)))
-    times = times_to_repeat(len(parser.img_ids))
+    times = repeat_count(len(parser.img_ids))
     parser.img_ids *= times
     parser.img_infos *= times
     return DetectionDatset(split.image_dir, parser=parser)
@@ -81,8 +82,8 @@ def _loader(
     )
 
 
-class _Normalised:
-    """Endless batches of a loader, normalised as effdet's prefetcher does it."""
+class _NormalisedBatches:
+    """Endless batches of a loader, normalised as by effdet's prefetcher."""
 
     def __init__(self, loader: Any, settings: Settings, device: Device) -> None:
         config = detector_config(settings.model)
@@ -94,20 +95,20 @@ class _Normalised:
     def __iter__(self) -> Iterator[Sample]:
         while True:
             for images, targets in self._loader:
-                # Bytes first: a fourth of the memory to rearrange.
+                # Before the conversion to float, which needs four times as much memory.
                 images = images.contiguous(memory_format=torch.channels_last)  # noqa: PLW2901
                 if not self._on_gpu:
                     images = images.float().sub_(self._mean).div_(self._std)  # noqa: PLW2901
                 yield images, targets
 
 
-class Training(TrainingSubject):
-    """Training steps of DetBenchTrain; with real images its loader, clipping and averaged weights.
+class Training(TrainingLoop):
+    """Training steps of DetBenchTrain; with real images also its loader, gradient clipping and EMA.
 
     Args:
-        settings: of the run.
-        device: where to train; on a GPU in bfloat16.
-        workers: processes of its loader for real images, None to repeat a generated batch.
+        settings: Settings of the run.
+        device: Device; on a GPU, training is in bfloat16.
+        workers: Worker processes of its loader; None repeats a generated batch instead.
     """
 
     def __init__(
@@ -116,7 +117,7 @@ class Training(TrainingSubject):
         super().__init__(device)
         prepare_torch(settings)
         self._bench = _bench(settings, "train", device).train()
-        self._optimizer = optimizer_of(self._bench)
+        self._optimizer = create_optimizer(self._bench)
         real_images = workers is not None
         self._clip = gradient_clipper(HParams(), self._bench) if real_images else None
         self._ema = ModelEmaV3(self._bench, decay=0.9999) if real_images else None
@@ -124,14 +125,14 @@ class Training(TrainingSubject):
         if workers is None:
             batch = generated_batch(settings, device)
             target = {"bbox": batch["boxes"], "cls": batch["labels"].float()}
-            self._samples = _again_and_again((batch["image"], target))
+            self._samples = itertools.repeat((batch["image"], target))
         else:
             dataset = _dataset(settings, training=True)
             loader = _loader(dataset, settings, device, min(workers, cores()), training=True)
-            self._samples = iter(_Normalised(loader, settings, device))
+            self._samples = iter(_NormalisedBatches(loader, settings, device))
 
     def step(self) -> int:
-        """Input, forward, targets, loss, backward, optimizer, averaged weights."""
+        """Input, forward, targets, loss, backward, optimizer, EMA."""
         images, target = next(self._samples)
         with autocast(self.device):
             loss = self._bench(images, target)["loss"]
@@ -146,20 +147,20 @@ class Training(TrainingSubject):
         return len(images)
 
 
-class Evaluating(Loop):
-    """Its evaluation loader, DetBenchPredict, and the evaluator that collects predictions."""
+class Evaluation(Loop):
+    """Its evaluation loader, DetBenchPredict, and its evaluator, which collects predictions."""
 
     def __init__(self, settings: Settings, *, workers: int) -> None:
         prepare_torch(settings)
         self._bench = _bench(settings, "predict", "cpu").eval()
         dataset = _dataset(settings, training=False)
         loader = _loader(dataset, settings, "cpu", workers, training=False)
-        self._samples = iter(_Normalised(loader, settings, "cpu"))
+        self._samples = iter(_NormalisedBatches(loader, settings, "cpu"))
         self._evaluator = CocoEvaluator(dataset)
 
     @torch.inference_mode()
     def step(self) -> int:
-        """Detect in one batch."""
+        """Detect objects in one batch."""
         images, target = next(self._samples)
         rows = self._bench(images, img_info=target)
         self._evaluator.add_predictions(rows, target)
@@ -167,20 +168,15 @@ class Evaluating(Loop):
 
 
 class Input(Loop):
-    """Batches of real images, normalised and with their boxes."""
+    """Batches of normalised real images with boxes."""
 
     def __init__(self, settings: Settings, *, training: bool, workers: int) -> None:
         prepare_torch(settings)
         dataset = _dataset(settings, training=training)
         loader = _loader(dataset, settings, "cpu", workers, training=training)
-        self._samples = iter(_Normalised(loader, settings, "cpu"))
-        self.lead_in = 2 * workers + 2  # each worker makes two batches ahead
+        self._samples = iter(_NormalisedBatches(loader, settings, "cpu"))
+        self.untimed_steps = 2 * workers + 2  # each worker prefetches two batches
 
     def step(self) -> int:
-        """Draw one batch."""
+        """Load one batch."""
         return len(next(self._samples)[0])
-
-
-def _again_and_again(sample: Sample) -> Iterator[Sample]:
-    while True:
-        yield sample

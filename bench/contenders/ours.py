@@ -1,6 +1,7 @@
-"""This project: training, evaluation and input, as the trial puts them together."""
+"""This project: training, evaluation and input, combined as in the trial."""
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,15 +11,15 @@ from torch import Tensor
 
 from bench.contenders.common import (
     Batch,
-    StageClock,
-    TrainingSubject,
+    StageTimer,
+    TrainingLoop,
     autocast,
-    first_detector,
+    create_optimizer,
     generated_batch,
+    initial_detector,
     open_split,
-    optimizer_of,
     prepare_torch,
-    repeated,
+    repeat_split,
 )
 from bench.measuring import Device, Loop, Measurement, Settings
 from experiments.evaluation import DetectionTable
@@ -47,8 +48,8 @@ def _input_config(
 def _batches(
     settings: Settings, config: DetectorConfig, device: Device, *, training: bool
 ) -> Iterator[Batch]:
-    """Batches of real images without end."""
-    split = repeated(open_split(settings, training=training))
+    """Yield endless batches of real images."""
+    split = repeat_split(open_split(settings, training=training))
     input_config = _input_config(settings, config, device, training=training)
     size = settings.batch(device)
     if training:
@@ -58,14 +59,14 @@ def _batches(
         yield from loader
 
 
-class Training(TrainingSubject):
-    """Training steps; with real images the whole loop: input, clipped gradients, averaged weights.
+class Training(TrainingLoop):
+    """Training steps; with real images also the input pipeline, gradient clipping and EMA.
 
     Args:
-        settings: of the run.
-        device: where to train; on a GPU in bfloat16 and compiled.
-        real_images: draw batches from files, or repeat a generated one.
-        staged: time the stages. The network and its loss are then compiled each for itself.
+        settings: Settings of the run.
+        device: Device; on a GPU, training is in bfloat16 and compiled.
+        real_images: Load batches from files, rather than repeat a generated one.
+        staged: Time the stages. The network and its loss are then compiled separately.
     """
 
     def __init__(
@@ -78,47 +79,49 @@ class Training(TrainingSubject):
     ) -> None:
         super().__init__(device)
         prepare_torch(settings)
-        detector = first_detector(settings)
+        detector = initial_detector(settings)
         self._detector = detector.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._detector.train()
         config = detector.config
         self._criterion = DetectionCriterion(config).to(device)
         self._network: Callable[..., Any] = self._detector
-        self._compare: Callable[..., Any] = self._criterion.losses
-        self._optimizer = optimizer_of(self._detector)
+        self._compute_loss: Callable[..., Any] = self._criterion.losses
+        self._optimizer = create_optimizer(self._detector)
         self._clip = gradient_clipper(HParams(), self._detector) if real_images else None
         self._ema = ModelEmaV3(self._detector, decay=0.9999) if real_images else None
-        self._clock = StageClock(device) if staged else None
+        self._timer = StageTimer(device) if staged else None
         self._losses = self._staged_losses if staged else self._plain_losses
         if device == "cuda":
             self._compile(staged)
         if real_images:
             self._batches = _batches(settings, config, device, training=True)
         else:
-            self._batches = _again_and_again(generated_batch(settings, device))
+            self._batches = itertools.repeat(generated_batch(settings, device))
 
     def _compile(self, staged: bool) -> None:
         if staged:
             self._network = torch.compile(self._network)
-            self._compare = torch.compile(self._compare)
-        else:  # in one piece, as the trial does
+            self._compute_loss = torch.compile(self._compute_loss)
+        else:  # together, as in the trial
             self._losses = torch.compile(self._plain_losses)
 
     def _plain_losses(self, images: Tensor, targets: Targets) -> Tensor:
         with autocast(self.device):
             outputs = self._network(images)
-        loss: Tensor = self._compare(outputs, targets, self._criterion.normalizer(targets))[0]
+        loss: Tensor = self._compute_loss(outputs, targets, self._criterion.normalizer(targets))[0]
         return loss
 
     def _staged_losses(self, images: Tensor, targets: Targets) -> Tensor:
         with self._stage("forward"), autocast(self.device):
             outputs = self._network(images)
         with self._stage("loss"):
-            loss: Tensor = self._compare(outputs, targets, self._criterion.normalizer(targets))[0]
+            loss: Tensor = self._compute_loss(
+                outputs, targets, self._criterion.normalizer(targets)
+            )[0]
         return loss
 
     def step(self) -> int:
-        """Input, targets, forward, loss, backward, optimizer, averaged weights."""
+        """Input, targets, forward, loss, backward, optimizer, EMA."""
         stage = self._stage
         with stage("input"):
             batch = next(self._batches)
@@ -139,25 +142,25 @@ class Training(TrainingSubject):
         return len(batch["image"])
 
     def measure(self, seconds: float) -> Measurement:
-        """Step until the time is over; what the warm-up took does not count in the stages."""
+        """Repeat steps for that long; discard the warm-up's stages first."""
         self.synchronize()
         self.stages()
         return super().measure(seconds)
 
     def stages(self) -> dict[str, float]:
-        """Seconds of each stage; none where they are not told apart."""
-        return self._clock.take() if self._clock is not None else {}
+        """Return the seconds per stage since the last call; empty unless stages are timed."""
+        return self._timer.pop_totals() if self._timer is not None else {}
 
     def _stage(self, name: str) -> contextlib.AbstractContextManager[None]:
-        return self._clock.stage(name) if self._clock is not None else contextlib.nullcontext()
+        return self._timer.stage(name) if self._timer is not None else contextlib.nullcontext()
 
 
-class Evaluating(Loop):
-    """Input, forward, detections, and the table that they are collected in."""
+class Evaluation(Loop):
+    """Input, forward pass, postprocessing, and the table of detections."""
 
     def __init__(self, settings: Settings) -> None:
         prepare_torch(settings)
-        detector = first_detector(settings)
+        detector = initial_detector(settings)
         self._detector = detector.eval().to(memory_format=torch.channels_last)
         self._postprocessor = Postprocessor(detector.config)
         self._batches = _batches(settings, detector.config, "cpu", training=False)
@@ -165,7 +168,7 @@ class Evaluating(Loop):
 
     @torch.inference_mode()
     def step(self) -> int:
-        """Detect in one batch."""
+        """Detect objects in one batch."""
         batch = next(self._batches)
         outputs = self._detector(batch["image"])
         rows = self._postprocessor(outputs, batch["source_scale"], batch["source_size"])
@@ -174,9 +177,9 @@ class Evaluating(Loop):
 
 
 class Input(Loop):
-    """Batches of real images, normalised and with their boxes."""
+    """Batches of normalised real images with boxes."""
 
-    lead_in = 4  # the loader makes two ahead
+    untimed_steps = 4  # the loader prefetches two batches
 
     def __init__(self, settings: Settings, *, training: bool) -> None:
         prepare_torch(settings)
@@ -185,10 +188,5 @@ class Input(Loop):
         self._batches = _batches(settings, config, "cpu", training=training)
 
     def step(self) -> int:
-        """Draw one batch."""
+        """Load one batch."""
         return len(next(self._batches)["image"])
-
-
-def _again_and_again(batch: Batch) -> Iterator[Batch]:
-    while True:
-        yield batch

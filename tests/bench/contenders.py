@@ -1,4 +1,4 @@
-"""Contenders that behave as they are told; each runs in a process of its own."""
+"""Contenders that work or fail in known ways."""
 
 import os
 
@@ -6,7 +6,7 @@ from bench.measuring import Loop, Measurement, Settings
 
 
 class Counting(Loop):
-    """Works without fault; prints, as libraries do."""
+    """Works, and prints something, as libraries do."""
 
     def __init__(self, settings: Settings, *, images: int = 2) -> None:
         self.images = images
@@ -16,24 +16,24 @@ class Counting(Loop):
         return self.images
 
 
-class Refusing:
-    """Cannot be built."""
+class FailingToBuild:
+    """Fails when it is created."""
 
     def __init__(self, settings: Settings) -> None:
         raise ValueError("no such thing here")
 
 
-class Misled:
-    """Fails on a file of the data set."""
+class MissingFile:
+    """Fails because a file of the data set is missing."""
 
     def __init__(self, settings: Settings) -> None:
         raise FileNotFoundError(f"no file {settings.data / 'images' / '1.jpg'}\nand more lines")
 
 
-class Dying(Counting):
-    """Its process ends without a word, as one that the kernel kills for memory."""
+class Killed(Counting):
+    """Its process is killed, as if it were out of memory."""
 
     def measure(self, seconds: float) -> Measurement:
-        print("about to die", flush=True)
+        print("about to be killed", flush=True)
         os.kill(os.getpid(), 9)
         raise AssertionError("unreachable")

@@ -60,7 +60,7 @@ def test_results_are_complete(mini_coco: Path, tmp_path: Path) -> None:
         assert set(each["stage_seconds"]) == {"ground truth", "detections", "metrics"}
     assert comparison["ratio"] == pytest.approx(ours["rate"] / peer["rate"])
     assert comparison["best_peer"] == "pycocotools"
-    # Both computed the same metrics, and there was something to compute.
+    # Both computed the same metrics, and these are not trivial.
     assert comparison["outcome_difference"] < 1e-9
     assert 0.1 < ours["measurements"][0]["outcome"]["AP50"] < 0.95
 
@@ -70,15 +70,15 @@ def test_results_are_complete(mini_coco: Path, tmp_path: Path) -> None:
     skipped = [each["name"] for each in run["skipped"]]
     if run["machine"]["gpu"] is None:
         assert skipped == ["gpu-training-loop"]
-        assert "gpu-training-loop is skipped: " in ran.stderr
+        assert "skipped gpu-training-loop: " in ran.stderr
 
 
-def test_a_failing_subject_is_named_with_its_error(
+def test_a_failing_contender_is_reported_with_its_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     contenders = (
-        ContenderSpec("sound", "ours", "tests.bench.contenders:Counting"),
-        ContenderSpec("broken", "peer", "tests.bench.contenders:Misled"),
+        ContenderSpec("working", "ours", "tests.bench.contenders:Counting"),
+        ContenderSpec("broken", "peer", "tests.bench.contenders:MissingFile"),
     )
     comparison = Comparison("counting", "Counting", "images/s", contenders)
     monkeypatch.setattr(cli, "COMPARISONS", (comparison,))
@@ -99,17 +99,17 @@ def test_a_failing_subject_is_named_with_its_error(
     assert str(tmp_path) not in json.dumps(found), "paths mean nothing on another machine"
     (table,) = out.glob("*.md")
     assert f"FAILED: {reason}" in table.read_text()
-    assert not list(out.glob("*.png")), "there is no ratio to draw"
+    assert not list(out.glob("*.png")), "there is no ratio to plot"
 
 
-def test_an_unknown_comparison_is_refused(tmp_path: Path) -> None:
+def test_an_unknown_comparison_is_rejected(tmp_path: Path) -> None:
     ran = bench("--only", "speed", "--data", tmp_path, "--out", tmp_path / "out")
     assert ran.returncode == 2
-    assert "no comparison is named speed: there are training-step, " in ran.stderr
+    assert "unknown comparison speed; choose from training-step, " in ran.stderr
     assert not (tmp_path / "out").exists()
 
 
-def test_a_missing_data_set_is_refused(tmp_path: Path) -> None:
+def test_a_missing_data_set_is_rejected(tmp_path: Path) -> None:
     ran = bench("--only", "coco-metrics", "--data", tmp_path / "nowhere", "--out", tmp_path / "out")
     assert ran.returncode == 2
     assert "nowhere: no such folder" in ran.stderr

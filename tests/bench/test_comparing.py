@@ -1,4 +1,4 @@
-"""Contenders in processes of their own: measured in turn, reported when they fail."""
+"""Contenders in their own processes: measured in turn, and reported if they fail."""
 
 from pathlib import Path
 
@@ -27,42 +27,42 @@ def spec(target: str, role: str = "peer", **options: int) -> ContenderSpec:
     return ContenderSpec(target, role, f"tests.bench.contenders:{target}", options)  # type: ignore[arg-type]
 
 
-def test_failed_contenders_are_named_and_the_others_measured(
+def test_failed_contenders_are_reported_and_the_others_measured(
     settings: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
     contenders = (
         spec("Counting", "ours", images=3),
-        spec("Refusing"),
-        spec("Dying"),
-        ContenderSpec("absent", "peer", "tests.bench.contenders:Absent"),
+        spec("FailingToBuild"),
+        spec("Killed"),
+        ContenderSpec("missing", "peer", "tests.bench.contenders:Missing"),
     )
     comparison = Comparison("broken", "Broken", "images/s", contenders, seconds=0.01)
     advanced: list[float] = []
     result = run_comparison(
-        comparison, settings, repeats=2, advance=lambda _, behind: advanced.append(behind)
+        comparison, settings, repeats=2, advance=lambda _, seconds: advanced.append(seconds)
     )
 
-    ours, refusing, dying, absent = result.contenders
+    ours, failing, killed, missing = result.contenders
     assert ours.error is None
     assert len(ours.rates) == 2
     assert ours.measurements[0].work % 3 == 0
     assert ours.memory_mib["process"] > 5
-    assert refusing.error == "ValueError: no such thing here"
-    assert dying.error is not None
-    assert "SIGKILL" in dying.error
-    assert absent.error is not None
-    assert "Absent" in absent.error
+    assert failing.error == "ValueError: no such thing here"
+    assert killed.error is not None
+    assert "SIGKILL" in killed.error
+    assert missing.error is not None
+    assert "Missing" in missing.error
     assert result.ratio is None
     errors = capsys.readouterr().err
-    assert "broken: Refusing failed: ValueError: no such thing here" in errors
+    assert "broken: FailingToBuild failed: ValueError: no such thing here" in errors
     assert "Traceback" in errors
-    assert "about to die" in errors, "what a contender that died printed last is told"
-    # What the bar is promised is what it gets, failures or not.
+    assert "about to be killed" in errors, "the last output of a killed contender is printed"
+    # Progress adds up to the total, in spite of failures.
     assert sum(advanced) == pytest.approx(comparison.expected_seconds(seconds=None, repeats=2))
 
 
 @pytest.mark.parametrize("comparison", COMPARISONS, ids=lambda each: each.name)
-def test_every_comparison_is_sound(comparison: Comparison) -> None:
+def test_every_comparison_is_valid(comparison: Comparison) -> None:
     assert sum(each.role == "ours" for each in comparison.contenders) == 1
     names = [each.name for each in comparison.contenders]
     assert len(set(names)) == len(names)
@@ -70,7 +70,7 @@ def test_every_comparison_is_sound(comparison: Comparison) -> None:
         assert callable(each.resolve())
 
 
-def test_names_of_comparisons_are_unique() -> None:
+def test_comparison_names_are_unique() -> None:
     names = [each.name for each in COMPARISONS]
     assert len(set(names)) == len(names)
 
@@ -80,7 +80,7 @@ def contender(name: str, role: str, seconds: list[float], **outcome: float) -> C
     return ContenderResult(name, role, measurements)  # type: ignore[arg-type]
 
 
-def test_ratio_is_against_the_fastest_peer() -> None:
+def test_the_ratio_is_relative_to_the_fastest_peer() -> None:
     result = ComparisonResult(
         "x",
         "X",
@@ -101,7 +101,7 @@ def test_ratio_is_against_the_fastest_peer() -> None:
     assert result.contenders[0].stages == {"step": pytest.approx(7 / 30)}
 
 
-def test_a_failed_peer_makes_no_ratio() -> None:
+def test_a_failed_peer_gives_no_ratio() -> None:
     failed = contender("peer", "peer", [1.0])
     failed.error = "it broke"
     result = ComparisonResult("x", "X", "images/s", [contender("ours", "ours", [1.0]), failed])

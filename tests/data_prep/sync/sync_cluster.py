@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.network_lab import DATA, STORE, Lab, LabHost, missing
+from bench.network_lab import DATA, STORE, Lab, LabHost, why_unavailable
 from cocodata.sync.pack import ImageMetadata
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -30,7 +30,7 @@ def reason_to_skip() -> str | None:
         return "the system's python3 has no libtorrent (python3-libtorrent)"
     if importlib.util.find_spec("libtorrent") is None:
         return "this Python has no libtorrent"
-    return missing()
+    return why_unavailable()
 
 
 @dataclass
