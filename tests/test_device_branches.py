@@ -248,7 +248,7 @@ def test_a_training_step_on_a_gpu(gpu_trial: EfficientDetTrial) -> None:
         parameter.grad = torch.zeros_like(parameter)
     trial._clip(list(trial.detector.parameters()))
     trial.optimizer.step()
-    trial._hold_loss_scale(scaler)  # reads nothing back: a fake tensor has no value to give
+    trial._apply_loss_scale_floor(scaler)  # reads nothing back: a fake tensor has no value to give
     trial.training_metrics.update(*(loss.detach() for loss in losses))
 
 

@@ -30,10 +30,11 @@ Batch = dict[str, Tensor]
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
-    """A seed for all that a training step draws (stochastic depth), of no other step or rank.
+    """The seed of one training step's random numbers (stochastic depth), unique to step and rank.
 
-    Drawn anew for each step, so that a resumed run needs no generator's state. SplitMix64's
-    finaliser (Steele et al., Fast Splittable Pseudorandom Number Generators) spreads neighbours.
+    Seeding every step means that a resumed run needs no generator state. The last part is
+    SplitMix64's finalizer (Steele et al., Fast Splittable Pseudorandom Number Generators), which
+    makes seeds of neighbouring steps unrelated.
     """
     mask = (1 << 64) - 1
     value = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank + 1) & mask
@@ -45,8 +46,8 @@ def step_seed(seed: int, step: int, rank: int) -> int:
 class EfficientDetTrial(pytorch.PyTorchTrial):
     """Trains and evaluates one EfficientDet.
 
-    The position in the run is the trial's own: off a cluster Determined counts batches from 0
-    after every resume, and what a step does must depend on nothing but its place in the run.
+    The trial keeps its own position in the run, because each step must depend on the position
+    alone, and without a cluster Determined counts batches from 0 after every resume.
     """
 
     def __init__(self, context: pytorch.PyTorchTrialContext, run: Run) -> None:
@@ -60,10 +61,11 @@ class EfficientDetTrial(pytorch.PyTorchTrial):
         num_classes = run.train.categories.num_classes
         detector = build_from_hparams(self.hparams, num_classes)
         self.detector: EfficientDet = detector.to(self.device)
-        # Horovod sends contiguous tensors only; images alone carry the layout through convolutions.
+        # Horovod only sends contiguous tensors. Images in this layout are enough for convolutions
+        # to use it.
         if self.hparams.channels_last and not isinstance(self.communicator, HorovodCommunicator):
             self.detector = self.detector.to(memory_format=torch.channels_last)
-        self.ema = self._build_ema()  # before the conversion: an average is only evaluated
+        self.ema = self._build_ema()  # before the conversion: the average is only evaluated
         if self.hparams.sync_bn and self.communicator.size > 1:
             convert_sync_batchnorm(self.detector, self.communicator.all_reduce_sum)
         self.criterion = DetectionCriterion(self.detector.config).to(self.device)
@@ -111,7 +113,7 @@ class EfficientDetTrial(pytorch.PyTorchTrial):
         return self.context.wrap_scaler(torch.amp.GradScaler(self.device.type))
 
     def _compress_gradients(self) -> None:
-        """Send gradients as float16 where torch.distributed does it; Horovod has it built in."""
+        """Have torch.distributed send gradients as float16; Horovod has an option for it."""
         if self.hparams.fp16_compression and isinstance(
             self.model, nn.parallel.DistributedDataParallel
         ):
@@ -121,7 +123,7 @@ class EfficientDetTrial(pytorch.PyTorchTrial):
 
     @property
     def evaluated_weights(self) -> EfficientDet:
-        """The module that evaluation and users of the checkpoint get: averaged, if there is one."""
+        """The module to evaluate and to use later: the average if there is one."""
         return self.ema.module if self.ema is not None else self.detector
 
     # Input.
@@ -158,7 +160,7 @@ class EfficientDetTrial(pytorch.PyTorchTrial):
         )
 
     def build_training_data_loader(self) -> Iterable[Batch]:
-        """An endless loader that begins at the run's position."""
+        """An infinite loader that starts at the run's position."""
         hparams, ranks = self.hparams, self.communicator
         config = self._training_input()
         labeler = None if hparams.bench_labeler else self._labeler()
@@ -234,18 +236,18 @@ class EfficientDetTrial(pytorch.PyTorchTrial):
         self.context.step_optimizer(self.optimizer, self._clip, scaler=self.scaler)
         if self.scaler is not None:
             self.scaler.update()
-            self._hold_loss_scale(self.scaler)
+            self._apply_loss_scale_floor(self.scaler)
         self.position += 1
         if self.ema is not None:
-            # Told the step, timm's average begins as a copy after the first one, its warm-up's way;
-            # the reference's begins at the first weights.
+            # Given the step, timm starts the average as a copy of the weights after step 1, which
+            # its warm-up needs. Otherwise it starts from the initial weights, as in the reference.
             step = self.position if self.hparams.model_ema_warmup else None
             self.ema.update(self.detector, step=step)
         self.training_metrics.update(loss.detach(), class_loss.detach(), box_loss.detach())
-        wanted = self.progress.needs_loss()
-        self.progress.update(self.position, float(loss.detach()) if wanted else None, lr)
-        # The losses go through the reducer: a tensor returned here would be copied from the device
-        # after every batch.
+        shown_loss = float(loss.detach()) if self.progress.needs_loss() else None
+        self.progress.update(self.position, shown_loss, lr)
+        # Losses go through the reducer: Determined would copy a tensor returned here from the
+        # device after every batch.
         return {"lr": lr}
 
     def _clip(self, parameters: Any) -> None:
@@ -254,8 +256,8 @@ class EfficientDetTrial(pytorch.PyTorchTrial):
         if self.clip is not None:
             self.clip(parameters)
 
-    def _hold_loss_scale(self, scaler: torch.amp.GradScaler) -> None:
-        """Keep the loss scale at or above its floor, on the device: reading it would wait."""
+    def _apply_loss_scale_floor(self, scaler: torch.amp.GradScaler) -> None:
+        """Keep the loss scale at or above its floor, without waiting for the device to read it."""
         floor = self.hparams.min_loss_scale
         if floor is not None:
             scale = scaler.scale(torch.ones((), device=self.device))
@@ -264,9 +266,9 @@ class EfficientDetTrial(pytorch.PyTorchTrial):
     # Evaluation.
 
     def share_evaluated_weights(self) -> None:
-        """Make every rank evaluate rank 0's weights: ranks' BN statistics differ without sync_bn.
+        """Give every rank rank 0's weights, since batch norm statistics differ without sync_bn.
 
-        The checkpoint is rank 0's, so that its metrics are those that were reported.
+        Rank 0 writes the checkpoint, so the reported metrics are those of the checkpoint.
         """
         if self.communicator.size > 1:
             self.communicator.broadcast_(list(self.evaluated_weights.state_dict().values()))
@@ -278,7 +280,7 @@ class EfficientDetTrial(pytorch.PyTorchTrial):
         return {}
 
     def last_evaluation(self) -> Evaluation:
-        """What the last evaluation found; made anew where an earlier process made it."""
+        """The last evaluation; repeated if an earlier process made it."""
         if self.evaluation.last is not None:
             return self.evaluation.last
         return evaluate_detector(
@@ -293,7 +295,7 @@ class EfficientDetTrial(pytorch.PyTorchTrial):
         return len(batch["image"])
 
     def build_callbacks(self) -> dict[str, pytorch.PyTorchCallback]:
-        """What happens between batches; `position` is also what checkpoints keep of the trial."""
+        """The callbacks. Their names are keys in checkpoints."""
         description = detector_description(
             self.detector, detector_overrides(self.hparams), self.run.train.categories
         )
