@@ -1,4 +1,4 @@
-"""The image's parts that need no engine: names, versions, the log's summary."""
+"""The image's parts that need no engine: names, versions, the build's command."""
 
 import importlib.util
 import json
@@ -104,25 +104,6 @@ def test_versions_are_held_against_the_lock(tmp_path: Path) -> None:
     wrong.write_text("torch==1.0 \\\n    --hash=sha256:00\n")
     with pytest.raises(check_image.CheckError, match=r"torch 2\.14\.1.* \(the lock has 1\.0\)"):
         check_image.check_versions(wrong)
-
-
-def test_the_builds_log_is_summed_up() -> None:
-    build_image = load("build_image")
-    steps: dict[str, object] = {}
-    for line in (
-        "#5 [system 2/2] RUN --mount=type=cache,target=/x apt-get update",
-        "#5 0.305 Hit:1 somewhere",
-        "#5 DONE 31.2s",
-        "#6 [environment 1/5] COPY a b",
-        "#6 CACHED",
-        "#7 exporting to image",
-        "#7 DONE 2.0s",
-    ):
-        build_image.parse_log_line(line, steps)
-    assert [(s.stage, s.seconds, s.cached) for s in steps.values()] == [
-        ("system 2/2", 31.2, False),
-        ("environment 1/5", 0.0, True),
-    ]
 
 
 def test_secrets_and_proxies_reach_the_build_and_stay_out_of_it(
