@@ -345,7 +345,7 @@ def test_collectives_of_nccl(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_horovods_sum_on_a_gpu() -> None:
     """There Horovod's own wait is used: a GPU's collective takes no processor's time."""
     hvd: Any = SimpleNamespace(
-        **{name: lambda: 0 for name in ("rank", "size", "local_rank", "local_size")},
+        **{name: lambda: 0 for name in ("rank", "size", "local_rank")},
         Sum="sum",
         allreduce_async=lambda tensor, **_: tensor,
         poll=lambda handle: pytest.fail("polled"),

@@ -36,13 +36,8 @@ class CocoResult:
     num_detections: int
 
     def as_dict(self) -> dict[str, Any]:
-        """The result as JSON holds it; `from_dict` reads it back."""
+        """The result as JSON stores it."""
         return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "CocoResult":
-        """The result that `as_dict` gave."""
-        return cls(**values)
 
 
 class CocoGroundTruth:

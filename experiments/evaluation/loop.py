@@ -84,8 +84,6 @@ class SplitEvaluator:
         self._criterion = DetectionCriterion(config).to(device)
         self._postprocessor = Postprocessor(config).to(device)
         self._one = torch.ones((), device=device)
-        self.latest: Evaluation | None = None
-        """The last evaluation that came to its end."""
         self.reset()
 
     def reset(self) -> None:
@@ -119,7 +117,7 @@ class SplitEvaluator:
         """
         detections = self._table.gather(communicator, self._categories)
         *sums, positives = communicator.all_reduce_sum(self._sums.cpu()).tolist()
-        self.latest = Evaluation(
+        return Evaluation(
             result=coco_metrics(self._ground_truth, detections),
             detections=detections,
             losses={
@@ -127,12 +125,6 @@ class SplitEvaluator:
                 for name, value in zip(VALIDATION_LOSSES, sums, strict=True)
             },
         )
-        return self.latest
-
-    @property
-    def result(self) -> CocoResult | None:
-        """COCO's metrics of the last evaluation that came to its end."""
-        return self.latest.result if self.latest is not None else None
 
 
 def evaluate_detector(

@@ -78,7 +78,6 @@ class TrainLoader(Iterator[Batch]):
         self._rank = rank
         self._num_ranks = num_ranks
         self._labeler = labeler
-        self._next_batch = start_batch
         self._stream = DaliStream(
             config, self._prepare, max_batch_size=global_batch_size // num_ranks
         )
@@ -88,20 +87,13 @@ class TrainLoader(Iterator[Batch]):
         """Batches per epoch, the last of them shared with the next epoch."""
         return self._order.batches_per_epoch
 
-    @property
-    def next_batch(self) -> int:
-        """Number of the batch that is drawn next."""
-        return self._next_batch
-
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Batch:
         if self._stream.closed:
             raise ValueError("the loader is closed: make a new one")
-        batch = next(self._batches)
-        self._next_batch += 1
-        return batch
+        return next(self._batches)
 
     def close(self) -> None:
         """End the threads and give the memory back; batches drawn stay valid."""

@@ -21,7 +21,6 @@ class Communicator(Protocol):
     rank: int
     size: int
     local_rank: int
-    local_size: int
 
     def all_gather(self, tensor: Tensor) -> list[Tensor]:
         """The tensor of every rank, in rank order; first dimensions may differ."""
@@ -35,16 +34,12 @@ class Communicator(Protocol):
         """Overwrite the tensors with rank 0's."""
         ...
 
-    def barrier(self) -> None:
-        """Wait for every rank."""
-        ...
-
 
 class SingleProcess:
     """One process: every collective is the identity."""
 
     rank = local_rank = 0
-    size = local_size = 1
+    size = 1
 
     def all_gather(self, tensor: Tensor) -> list[Tensor]:
         """The tensor itself."""
@@ -57,9 +52,6 @@ class SingleProcess:
     def broadcast_(self, tensors: list[Tensor]) -> None:
         """Nothing to do."""
 
-    def barrier(self) -> None:
-        """Nothing to wait for."""
-
 
 class TorchCommunicator:
     """Collectives of torch.distributed's default group (NCCL on GPUs, Gloo on CPUs)."""
@@ -68,7 +60,6 @@ class TorchCommunicator:
         self.rank = torch.distributed.get_rank()
         self.size = torch.distributed.get_world_size()
         self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-        self.local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         on_gpu = torch.distributed.get_backend() == "nccl"
         self._device = torch.device("cuda", self.local_rank) if on_gpu else torch.device("cpu")
 
@@ -97,10 +88,6 @@ class TorchCommunicator:
         for tensor in tensors:
             torch.distributed.broadcast(tensor, src=0)
 
-    def barrier(self) -> None:
-        """Wait for every rank."""
-        torch.distributed.barrier()
-
 
 class HorovodCommunicator:
     """Collectives of Horovod (NCCL on GPUs, Gloo on CPUs)."""
@@ -108,7 +95,7 @@ class HorovodCommunicator:
     def __init__(self, hvd: Any) -> None:
         self._hvd = hvd
         self.rank, self.size = hvd.rank(), hvd.size()
-        self.local_rank, self.local_size = hvd.local_rank(), hvd.local_size()
+        self.local_rank = hvd.local_rank()
 
     @staticmethod
     def _name(kind: str, tensor: Tensor) -> str:
@@ -142,10 +129,6 @@ class HorovodCommunicator:
         """Overwrite the tensors with rank 0's."""
         for tensor in tensors:
             self._hvd.broadcast_(tensor, root_rank=0, name=self._name("broadcast", tensor))
-
-    def barrier(self) -> None:
-        """Wait for every rank."""
-        self._hvd.barrier()
 
 
 def start_distributed() -> core.DistributedContext | None:

@@ -224,4 +224,4 @@ def test_images_of_another_split_are_an_error(tmp_path: Path) -> None:
 def test_result_survives_json(tmp_path: Path) -> None:
     split = write_world(tmp_path, [1], [1, 3], [truth(1, 3, [10, 10, 50, 50])])
     result = coco_metrics(split, [(1, 11, 13, 60, 60, 0.9, 3)])
-    assert CocoResult.from_dict(json.loads(json.dumps(result.as_dict()))) == result
+    assert CocoResult(**json.loads(json.dumps(result.as_dict()))) == result

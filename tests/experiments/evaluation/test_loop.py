@@ -106,7 +106,6 @@ def test_three_ranks_give_the_same_numbers_as_one(
 def test_evaluator_starts_anew(detector: EfficientDet, split: Split) -> None:
     config = detector.config
     evaluator = SplitEvaluator(config, CPU, CocoGroundTruth(split), split.categories)
-    assert evaluator.result is None
     outcomes = []
     with EvalLoader(split, evaluation_input(config, device=CPU, threads=1), batch_size=8) as loader:
         for _ in range(2):
@@ -115,8 +114,6 @@ def test_evaluator_starts_anew(detector: EfficientDet, split: Split) -> None:
                 evaluator.add(detector, batch)
             outcomes.append(evaluator.gather(SingleProcess()).metrics)
     assert outcomes[0] == outcomes[1]
-    assert evaluator.result is not None
-    assert evaluator.result.metrics["AP"] == outcomes[0]["AP"]
 
 
 def test_training_mode_is_refused(detector: EfficientDet, split: Split) -> None:

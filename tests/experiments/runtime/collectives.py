@@ -18,14 +18,13 @@ def main() -> None:
     value = torch.tensor([1.5, 2.0**ranks.rank], dtype=torch.float64)
     found = {
         "size": ranks.size,
-        "local": (ranks.local_rank, ranks.local_size),
+        "local": ranks.local_rank,
         "gathered": ranks.all_gather(mine),
         "empty": ranks.all_gather(torch.empty(0, 6)),
         "sum": ranks.all_reduce_sum(value),
         "untouched": value,
         "broadcast": buffers,
     }
-    ranks.barrier()
     torch.save(found, Path(sys.argv[1]) / f"{ranks.rank}.pt")
 
 
