@@ -3,14 +3,14 @@
 >>> detector = build_detector("efficientdet_d0", num_classes=90, image_size=(512, 512))
 >>> load_weights(detector, Path("efficientdet_d0-f3276ba8.pth"))
 
-Training: images (N x 3 x H x W, normalised), boxes (N x M x 4, y1 x1 y2 x2 in pixels of the
+Training: images (N x 3 x H x W, normalized), boxes (N x M x 4, y1 x1 y2 x2 in pixels of the
 network's input) and labels (N x M, from 1, -1 for padding) give a loss.
 
 >>> criterion = DetectionCriterion(detector.config)
 >>> loss, class_loss, box_loss = criterion(detector(images), boxes, labels)
 
-Inference: rows x1 y1 x2 y2 score label in pixels of the source images, whose heights and widths
-source_size (N x 2) gives, and their pixels per pixel of the network's input source_scale (N).
+Inference: rows x1 y1 x2 y2 score label in pixels of the source images. source_size (N x 2) has the
+source images' heights and widths, source_scale (N) their pixels per pixel of the network's input.
 
 >>> postprocessor = Postprocessor(detector.config)
 >>> detections = postprocessor(detector.eval()(images), source_scale, source_size)

@@ -1,11 +1,11 @@
-"""Anchor boxes, and the code that relates boxes to them."""
+"""Anchor boxes, and boxes encoded relative to them."""
 
 import torch
 from torch import Tensor
 
 from model.config import DetectorConfig
 
-# Keeps the logarithm of a box without area finite.
+# Keeps the logarithm finite for a box without area.
 CODE_EPSILON = 1e-7
 
 

@@ -12,19 +12,19 @@ from model.state_dicts import read_state_dict
 def create_backbone(
     config: DetectorConfig, *, pretrained: bool = False, weights: Path | None = None
 ) -> nn.Module:
-    """Build the backbone as a module that returns its maps from min_level on.
+    """Build the backbone, which returns its feature maps from min_level up.
 
     Args:
-        config: the detector's.
+        config: of the detector.
         pretrained: let timm download its ImageNet weights.
-        weights: a file of those weights, instead of a download.
+        weights: a file of those weights to load instead of a download.
 
     Raises:
         FileNotFoundError: there is no file at `weights`.
         RuntimeError: the download failed, or the file's weights do not fit the backbone.
     """
     if weights is not None:
-        state_dict = read_state_dict(weights, missing=_where_to_get(config))
+        state_dict = read_state_dict(weights, missing=_download_hint(config))
         backbone = _create(config, pretrained=False)
         _load(backbone, state_dict, weights, config.backbone_name)
         return backbone
@@ -36,7 +36,7 @@ def create_backbone(
         # timm downloads through several libraries, whose errors have no common type.
         raise RuntimeError(
             f"the ImageNet weights of {config.backbone_name} could not be downloaded ("
-            f"{type(error).__name__}: {error}). {_where_to_get(config)}"
+            f"{type(error).__name__}: {error}). {_download_hint(config)}"
         ) from error
 
 
@@ -51,7 +51,7 @@ def _create(config: DetectorConfig, *, pretrained: bool) -> nn.Module:
     return backbone
 
 
-def _where_to_get(config: DetectorConfig) -> str:
+def _download_hint(config: DetectorConfig) -> str:
     source = timm.get_pretrained_cfg(config.backbone_name)
     if source is None or not (source.hf_hub_id or source.url):
         return f"timm publishes no weights for {config.backbone_name}."
@@ -60,13 +60,13 @@ def _where_to_get(config: DetectorConfig) -> str:
         url = f"https://huggingface.co/{source.hf_hub_id}/resolve/main/{file}"
     else:
         url = source.url
-    return f"Fetch {url} where there is a network, and give the file as backbone_weights."
+    return f"Download {url} on a machine with network access and set backbone_weights to the file."
 
 
 def _load(
     backbone: nn.Module, state_dict: dict[str, Tensor], path: Path, backbone_name: str
 ) -> None:
-    # The classifier on top of the backbone stays behind.
+    # The file's classifier is not part of the backbone.
     wanted = backbone.state_dict()
     found = {key: value for key, value in state_dict.items() if key in wanted}
     missing = sorted(
@@ -74,8 +74,8 @@ def _load(
     )
     if missing:
         raise RuntimeError(
-            f"{path} does not hold the weights of {backbone_name}: {len(missing)} of its "
-            f"{len(wanted)} tensors are missing, the first is {missing[0]}"
+            f"{path} does not contain the weights of {backbone_name}: {len(missing)} of its "
+            f"{len(wanted)} tensors are missing, such as {missing[0]}"
         )
     try:
         backbone.load_state_dict(found, strict=False)

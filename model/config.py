@@ -1,4 +1,4 @@
-"""What defines a detector: one frozen dataclass, and the table of configurations by name."""
+"""The configuration of a detector: a frozen dataclass, and its lookup by name."""
 
 import dataclasses
 import difflib
@@ -59,7 +59,7 @@ class DetectorConfig:
     separable_conv: bool = True
     downsample_type: str = "max"
     upsample_type: str = "nearest"
-    # The original TensorFlow models have a bias in front of a batch norm, which undoes it.
+    # The original TensorFlow models have a bias before a batch norm, which cancels it.
     redundant_bias: bool = True
     # Names the heads' norms bn_rep.<level>.<repeat> instead of bn_rep.<repeat>.<level>.bn.
     head_bn_level_first: bool = False
@@ -81,7 +81,7 @@ class DetectorConfig:
     max_det_per_image: int = 100
 
     def __post_init__(self) -> None:
-        """Check what would otherwise fail far from its cause."""
+        """Refuse values that would otherwise fail later, far from their cause."""
         choices = {
             "fpn_name": FPN_NAMES,
             "pad_type": ("", "same"),
@@ -90,28 +90,30 @@ class DetectorConfig:
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it is one of {allowed}")
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {allowed}")
         counts = ("num_classes", "fpn_channels", "fpn_cell_repeats", "box_class_repeats")
         for name in (*counts, "num_scales", "max_detection_points", "max_det_per_image"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it is at least 1")
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if not 0.0 <= self.label_smoothing < 1.0:
-            raise ValueError(f"label_smoothing is {self.label_smoothing}; it lies in [0, 1)")
+            raise ValueError(f"label_smoothing is {self.label_smoothing}; it must be in [0, 1)")
         if self.legacy_focal and self.label_smoothing:
-            raise ValueError("the legacy focal loss has no label smoothing: set one of them only")
+            raise ValueError(
+                "the legacy focal loss has no label smoothing: set only one of the two"
+            )
         if self.gamma < 1.0:
-            raise ValueError(f"gamma is {self.gamma}; below 1 the focal loss has no finite slope")
+            raise ValueError(f"gamma is {self.gamma}; it must be at least 1")
         if self.delta <= 0.0:
-            raise ValueError(f"delta is {self.delta}; the Huber loss needs a positive one")
+            raise ValueError(f"delta is {self.delta}; it must be positive")
         self._check_image_size()
 
     def _check_image_size(self) -> None:
         size = self.image_size
         if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
-            raise ValueError(f"image_size is {size!r}; it is (height, width), in whole pixels")
+            raise ValueError(f"image_size is {size!r}; it must be (height, width) in whole pixels")
         stride = 2**self.max_level
         published = CONFIGURATIONS.get(self.name, {}).get("image_size")
-        # The lite models were published at 320 and 448 pixels, where the pyramid rounds up.
+        # The lite models were published at 320 and 448 pixels; their pyramids round sizes up.
         if size == published or all(side % stride == 0 for side in size):
             return
         nearest = []
@@ -153,22 +155,24 @@ def list_detectors() -> list[str]:
 
 
 def detector_config(name: str, **overrides: Any) -> DetectorConfig:
-    """Look a configuration up by its name.
+    """Look up a configuration by name.
 
     Args:
         name: one of `list_detectors()`.
-        **overrides: fields of DetectorConfig to set; None leaves a field as it is.
+        **overrides: fields of DetectorConfig to set; None keeps the default.
 
     Raises:
-        ValueError: the name, a field or a field's value is not known; the message has the
-            names nearest to it.
+        ValueError: the name, a field or a field's value is not valid; the message suggests
+            similar names.
     """
     if name not in CONFIGURATIONS:
-        raise ValueError(f"no detector is named {name!r}; {_nearest(name, list_detectors())}")
+        raise ValueError(f"unknown detector {name!r}; {_nearest(name, list_detectors())}")
     fields = {item.name for item in dataclasses.fields(DetectorConfig)} - {"name"}
     for key in overrides:
         if key not in fields:
-            raise ValueError(f"a detector has no setting {key!r}; {_nearest(key, sorted(fields))}")
+            raise ValueError(
+                f"unknown setting {key!r} of a detector; {_nearest(key, sorted(fields))}"
+            )
     values: dict[str, Any] = {"url": PUBLISHED_WEIGHTS.get(name, ""), **CONFIGURATIONS[name]}
     values.update({key: value for key, value in overrides.items() if value is not None})
     for key in ("image_size", "mean", "std", "fill_color"):
@@ -179,4 +183,4 @@ def detector_config(name: str, **overrides: Any) -> DetectorConfig:
 
 def _nearest(word: str, known: list[str]) -> str:
     close = difflib.get_close_matches(word, known, n=4, cutoff=0.5)
-    return f"did you mean {', '.join(close)}?" if close else f"there are: {', '.join(known)}"
+    return f"did you mean {', '.join(close)}?" if close else f"known names: {', '.join(known)}"

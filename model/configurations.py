@@ -1,4 +1,4 @@
-"""The table of configurations, as data: what each detector sets that DetectorConfig does not.
+"""The table of configurations: what each detector sets differently from DetectorConfig.
 
 Sizes, widths and depths are those of the EfficientDet paper (https://arxiv.org/abs/1911.09070,
 table 1) and of the checkpoints published for each name.
@@ -23,7 +23,7 @@ _SCALING: dict[str, tuple[int, int, int, int]] = {
     "lite3": (160, 6, 4, 512),
     "lite3x": (200, 6, 4, 640),
     "lite4": (224, 7, 4, 640),
-    # Other backbones: the pyramid and heads that their checkpoints have.
+    # Other backbones, with the pyramids and heads of their published checkpoints.
     "v2_dt": (128, 5, 3, 768),
     "v2_ds": (256, 7, 4, 1024),
     "res": (88, 4, 3, 640),
@@ -58,7 +58,7 @@ def _configuration(
     }
 
 
-# Symmetric padding and no bias before a batch norm, as PyTorch's own models have it.
+# Symmetric padding and no bias before a batch norm, as in models written for PyTorch.
 _TORCH: dict[str, Any] = {"pad_type": "", "redundant_bias": False}
 _AREA_RATIOS: dict[str, Any] = {"aspect_ratios": (1.0, 2.0, 0.5)}
 _LATER: dict[str, Any] = {**_TORCH, "head_bn_level_first": True}
@@ -75,7 +75,7 @@ _LITE: dict[str, Any] = {
 }
 
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
-    # For CPUs and tests. Its short runs need batch statistics that follow quickly.
+    # For CPUs and tests. Its runs are short, so running statistics must adapt quickly.
     "tiny": _configuration(
         "mobilenetv3_small_050", "tiny", 0.0, **_TORCH, max_level=6, norm_momentum=0.1
     ),

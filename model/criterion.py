@@ -1,4 +1,4 @@
-"""The criterion: what a detector's outputs cost, given the boxes and labels in its images."""
+"""The criterion: losses of a detector's outputs, given the boxes and labels of its images."""
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +27,7 @@ class DetectionCriterion(nn.Module):
     moved to.
 
     Args:
-        config: the detector's.
+        config: of the detector.
     """
 
     _anchors: Tensor
@@ -113,6 +113,6 @@ class DetectionCriterion(nn.Module):
 
     def _box_sum(self, box_regressions: list[Tensor], box_targets: Tensor) -> Tensor:
         predicted = flatten_boxes(box_regressions).float()
-        # A target of exactly 0 counts as none; only anchors that learn a box have others.
+        # A target of exactly 0 counts as none; only anchors that learn a box have other targets.
         predicted = torch.where(box_targets != 0.0, predicted, 0.0)
         return F.huber_loss(predicted, box_targets, reduction="sum", delta=self.config.delta)

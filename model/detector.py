@@ -13,16 +13,16 @@ from model.fpn import FeaturePyramid, norm_layer
 from model.layers import ConvNorm, SeparableConvNorm, activation, conv_norm
 from model.outputs import Outputs
 
-# The probability that every class begins with, so that the many background anchors do not swamp
-# the first steps (focal loss, https://arxiv.org/abs/1708.02002, section 3.3).
+# Initial probability of every class, so that the many background anchors do not dominate the first
+# steps (focal loss, https://arxiv.org/abs/1708.02002, section 3.3).
 PRIOR_PROBABILITY = 0.01
 
 
 class Head(nn.Module):
-    """Convolutions shared over the levels, with batch norms of each level's own.
+    """Convolutions shared by all levels, with separate batch norms for each level.
 
     Args:
-        config: the detector's.
+        config: of the detector.
         num_outputs: values predicted for each anchor.
     """
 
@@ -35,7 +35,7 @@ class Head(nn.Module):
             conv(channels, channels, 3, bias=config.redundant_bias, norm=None)
             for _ in range(repeats)
         )
-        # Published checkpoints have one of two orders, and one of two names.
+        # Published checkpoints have one of two orders, with different names.
         if self.level_first:
             self.bn_rep = nn.ModuleList(
                 nn.ModuleList(norm(channels) for _ in range(repeats))
@@ -56,12 +56,12 @@ class Head(nn.Module):
         outputs = []
         for level, x in enumerate(levels):
             for conv, norm in zip(self.conv_rep, self._norms(level), strict=True):
-                x = self.act(norm(conv(x)))  # noqa: PLW2901 (x flows through the repeats)
+                x = self.act(norm(conv(x)))  # noqa: PLW2901 (x passes through the repeats)
             outputs.append(self.predict(x))
         return outputs
 
     def _norms(self, level: int) -> list[nn.Module]:
-        """The batch norms that one level's map passes, in order."""
+        """The batch norms of one level, in order."""
         if self.level_first:
             return list(cast(nn.ModuleList, self.bn_rep[level]))
         return [cast(nn.ModuleList, norms)[level] for norms in self.bn_rep]
@@ -71,7 +71,7 @@ class EfficientDet(nn.Module):
     """The detector of https://arxiv.org/abs/1911.09070, section 4.
 
     Attributes:
-        config: what it was built from.
+        config: that it was built from.
     """
 
     def __init__(self, config: DetectorConfig, backbone: nn.Module) -> None:
@@ -88,7 +88,7 @@ class EfficientDet(nn.Module):
         """Class logits and box regressions of every level, from min_level to max_level.
 
         Args:
-            images: N x 3 x H x W, normalised with the configuration's mean and std.
+            images: N x 3 x H x W, normalized with the configuration's mean and std.
 
         Returns:
             Logits, N x A*num_classes x h x w of each level, the class changing fastest; and
@@ -114,7 +114,7 @@ def build_detector(
         num_classes: foreground classes; labels are 1 to num_classes.
         image_size: (height, width), each divisible by 2**max_level; None takes the published one.
         pretrained_backbone: let timm download its ImageNet weights.
-        backbone_weights: a file of the backbone's ImageNet weights, instead of a download.
+        backbone_weights: a file of those weights to load instead of a download.
         **overrides: further fields of DetectorConfig.
 
     Raises:
@@ -153,7 +153,7 @@ def _initialize(part: nn.Module, prefix: str) -> None:
 
 
 def _glorot_uniform(conv: nn.Conv2d) -> None:
-    """Uniform with variance 1 / mean of fan-in and fan-out (a depthwise one's fan-out is 1 map)."""
+    """Uniform with variance 1 / mean of fan-in and fan-out (one map in a depthwise convolution)."""
     receptive_field = conv.kernel_size[0] * conv.kernel_size[1]
     fan_in = conv.in_channels // conv.groups * receptive_field
     fan_out = conv.out_channels * receptive_field // conv.groups

@@ -1,13 +1,13 @@
-"""The one question that the detector asks about the device it runs on."""
+"""How the detector's code depends on the device."""
 
 import torch
 from torch import Tensor
 
 
 def runs_eagerly_on_cpu(tensor: Tensor) -> bool:
-    """Whether operations on a tensor run one by one on the processor.
+    """Whether operations on a tensor run one by one on the CPU.
 
-    There a value may decide what is done next. On a GPU reading a value makes the processor wait
-    for it, and in a compiled graph no shape may depend on one.
+    Only there may a tensor's values decide what runs next: reading a value from a GPU makes the CPU
+    wait for it, and in a compiled graph no shape may depend on a value.
     """
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()

@@ -1,4 +1,4 @@
-"""The feature pyramid: weighted fusion of maps over levels, repeated in cells."""
+"""The feature pyramid: repeated cells that fuse feature maps of several levels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from model.config import DetectorConfig
 from model.fpn_graphs import Node, fpn_nodes
 from model.layers import NormLayer, Resample, Size, activation, conv_norm
 
-# Keeps fast normalised fusion finite where all weights are clipped to zero (paper, section 3.3).
+# Keeps fast normalized fusion finite if all weights are clipped to zero (paper, section 3.3).
 FUSION_EPSILON = 1e-4
 
 
@@ -43,7 +43,7 @@ def _resample(config: DetectorConfig, source: FeatureMap, size: Size) -> Resampl
 
 
 class Fuse(nn.Module):
-    """Weighted sum of maps, each brought to this node's level first (paper, section 3.3)."""
+    """Weighted sum of maps, each resampled to this node's level first (paper, section 3.3)."""
 
     def __init__(
         self, config: DetectorConfig, node: Node, sources: Sequence[FeatureMap], size: Size
@@ -52,7 +52,7 @@ class Fuse(nn.Module):
         self.inputs = node.inputs
         self.weighting = node.weighting
         self.resample = nn.ModuleDict(
-            {str(place): _resample(config, sources[place], size) for place in node.inputs}
+            {str(index): _resample(config, sources[index], size) for index in node.inputs}
         )
         self.edge_weights = (
             None if node.weighting == "sum" else nn.Parameter(torch.ones(len(node.inputs)))
@@ -69,16 +69,16 @@ class Fuse(nn.Module):
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Maps of all levels so far -> one map, N x fpn_channels x size."""
         resampled = [
-            resample(maps[place])
-            for place, resample in zip(self.inputs, self.resample.values(), strict=True)
+            resample(maps[index])
+            for index, resample in zip(self.inputs, self.resample.values(), strict=True)
         ]
         weights = self._weights()
         if weights is not None:
-            # Scaling and adding map by map; stacking them first would copy every map once more.
+            # Scaled and added map by map: stacking them first would copy every map again.
             scales = weights.to(resampled[0].dtype).unbind()
             resampled = [x * scale for x, scale in zip(resampled, scales, strict=True)]
         if len(resampled) == 1:
-            # The activation after a fusion works in place, and this may be a map of another node.
+            # The activation after a fusion works in place, and other nodes may use this map too.
             return resampled[0].clone() if weights is None else resampled[0]
         total = resampled[0] + resampled[1]
         for x in resampled[2:]:
@@ -138,8 +138,8 @@ class FeaturePyramid(nn.Module):
     """Backbone maps -> one map per level from min_level to max_level.
 
     Args:
-        config: the detector's.
-        backbone_channels: channels of the backbone's maps, from min_level on.
+        config: of the detector.
+        backbone_channels: channels of the backbone's maps, from min_level up.
     """
 
     def __init__(self, config: DetectorConfig, backbone_channels: Sequence[int]) -> None:
@@ -149,7 +149,7 @@ class FeaturePyramid(nn.Module):
             FeatureMap(channels, config.level_size(level))
             for level, channels in zip(levels, backbone_channels, strict=False)
         ]
-        # Levels coarser than the backbone's are made from the one before.
+        # Levels coarser than the backbone's are each resampled from the one before.
         self.resample = nn.ModuleDict()
         for level in levels[len(maps) :]:
             size = config.level_size(level)

@@ -1,7 +1,7 @@
 """The graphs of feature pyramids: which maps each node fuses.
 
-A graph works on a list that begins with the input levels, finest first; every node appends one
-map. A node names its inputs by their places in that list.
+A graph works on a list of maps that starts with the input levels, finest first. Every node appends
+one map, and refers to its inputs by their indices in the list.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Node:
-    """One fusion: its level, the places of its inputs, and how their weights are normalised."""
+    """One fusion: its level, the indices of its inputs, and how their weights are normalized."""
 
     level: int
     inputs: tuple[int, ...]
@@ -17,27 +17,27 @@ class Node:
 
 
 class _Graph:
-    """Nodes in the order in which they are computed, and the places of each level's maps."""
+    """Nodes in the order in which they are computed, and the indices of each level's maps."""
 
     def __init__(self, levels: range, weighting: str) -> None:
         self.weighting = weighting
-        self.places = {level: [i] for i, level in enumerate(levels)}
+        self.indices = {level: [i] for i, level in enumerate(levels)}
         self.nodes: list[Node] = []
 
     def add(self, level: int, *inputs: int, weighting: str | None = None) -> None:
-        place = len(self.places) + len(self.nodes)
+        index = len(self.indices) + len(self.nodes)
         self.nodes.append(Node(level, inputs, weighting or self.weighting))
-        self.places[level].append(place)
+        self.indices[level].append(index)
 
     def last(self, level: int) -> int:
-        return self.places[level][-1]
+        return self.indices[level][-1]
 
     def first(self, level: int) -> int:
-        return self.places[level][0]
+        return self.indices[level][0]
 
-    def hold(self, level: int) -> None:
-        """Let a level's last map stand for its next one too."""
-        self.places[level].append(self.last(level))
+    def repeat_last(self, level: int) -> None:
+        """Use a level's last map as its next one too."""
+        self.indices[level].append(self.last(level))
 
 
 def _bifpn(levels: range, weighting: str) -> _Graph:
@@ -46,7 +46,7 @@ def _bifpn(levels: range, weighting: str) -> _Graph:
     for level in reversed(levels[:-1]):
         graph.add(level, graph.last(level), graph.last(level + 1))
     for level in levels[1:]:
-        graph.add(level, *graph.places[level], graph.last(level - 1))
+        graph.add(level, *graph.indices[level], graph.last(level - 1))
     return graph
 
 
@@ -69,26 +69,26 @@ def _qufpn(levels: range, weighting: str) -> _Graph:
 
     for level in reversed(levels[:-1]):
         graph.add(level, graph.last(level), graph.last(level + 1))
-    graph.hold(top)
+    graph.repeat_last(top)
 
     for level in levels[1:-1]:
-        graph.add(level, *graph.places[level], graph.last(level - 1))
+        graph.add(level, *graph.indices[level], graph.last(level - 1))
     graph.add(top, graph.first(top), graph.last(top - 1))
-    graph.hold(bottom)
+    graph.repeat_last(bottom)
 
     # The second pair of paths starts over from the input levels.
     for level in levels[1:]:
         below = graph.first(bottom) if level == bottom + 1 else graph.last(level - 1)
         graph.add(level, graph.first(level), below)
-    graph.hold(bottom)
+    graph.repeat_last(bottom)
 
     for level in reversed(levels[1:-1]):
         graph.add(level, graph.first(level), graph.last(level), graph.last(level + 1))
     graph.add(bottom, graph.first(bottom), graph.last(bottom + 1))
-    graph.hold(top)
+    graph.repeat_last(top)
 
     for level in levels:
-        graph.add(level, graph.places[level][2], graph.places[level][4], weighting="fastattn")
+        graph.add(level, graph.indices[level][2], graph.indices[level][4], weighting="fastattn")
     return graph
 
 
@@ -100,7 +100,7 @@ def fpn_nodes(fpn_name: str, min_level: int, max_level: int) -> list[Node]:
     """The nodes of one pyramid cell; the last `num_levels` maps are its output, finest first.
 
     Args:
-        fpn_name: kind and weighting, as `bifpn_fa`.
+        fpn_name: kind and weighting, such as `bifpn_fa`.
         min_level: the finest level.
         max_level: the coarsest level, included.
     """

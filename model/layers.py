@@ -14,13 +14,13 @@ Size = tuple[int, int]
 
 
 def activation(name: str) -> nn.Module:
-    """An activation by timm's name for it, in place where it can be."""
+    """An activation by its name in timm, in place if possible."""
     layer: nn.Module = get_act_layer(name)(inplace=True)
     return layer
 
 
 class ConvNorm(nn.Module):
-    """Convolution at stride 1 that keeps the size, then an optional norm."""
+    """Convolution of stride 1 that keeps the size, then an optional norm."""
 
     def __init__(
         self,
@@ -74,12 +74,12 @@ class SeparableConvNorm(nn.Module):
 
 
 def conv_norm(separable: bool) -> type[ConvNorm] | type[SeparableConvNorm]:
-    """The kind of convolution that a configuration's pyramid and heads are made of."""
+    """The convolution class of a configuration's pyramid and heads."""
     return SeparableConvNorm if separable else ConvNorm
 
 
 class MaxPool(nn.Module):
-    """Max pooling from one level's size to another's, its windows overlapping by one.
+    """Max pooling from one level's size to another's, with windows that overlap by one.
 
     TensorFlow's "same" padding puts the odd row at the bottom and the odd column at the right.
     Pooling in ceil mode reads the same windows without writing a padded copy first.
@@ -124,7 +124,7 @@ class Interpolate(nn.Module):
 
 
 class Resample(nn.Sequential):
-    """Brings a feature map to another level's size and to the pyramid's channels."""
+    """Resamples a feature map to another level's size and the pyramid's channels."""
 
     def __init__(
         self,

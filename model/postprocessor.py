@@ -1,4 +1,4 @@
-"""The postprocessor: the best candidates, suppression, boxes in the source images' pixels."""
+"""The postprocessor: from outputs to detections in the source images' pixels."""
 
 import torch
 from torch import Tensor, nn
@@ -8,11 +8,11 @@ from model.anchors import anchor_boxes, decode_boxes
 from model.config import DetectorConfig
 from model.outputs import Outputs, flatten_boxes
 
-# Overlap above which the lower of two boxes of a class is dropped.
+# Overlap of two boxes of a class above which the one with the lower score is dropped.
 IOU_THRESHOLD = 0.5
 
-# Candidates that suppression looks at first. It keeps boxes in the order of their scores, so if
-# enough are left of these, the others cannot change the result.
+# Candidates that suppression processes first. It keeps boxes in the order of their scores, so if
+# enough of these are kept, the others cannot change the result.
 _FIRST_CANDIDATES = 1000
 
 # Soft-NMS (https://arxiv.org/abs/1704.04503, section 3): width of the Gaussian penalty, and the
@@ -29,7 +29,7 @@ class Postprocessor(nn.Module):
     the device that it is moved to.
 
     Args:
-        config: the detector's.
+        config: of the detector.
     """
 
     _anchors: Tensor
@@ -79,7 +79,7 @@ def _top_candidates(
 
     A pair among the best P belongs to an anchor whose best class is among the best P of all
     anchors. So the anchors are ranked first, and only the logits of the best ones are copied and
-    ranked again: a tenth of them.
+    ranked again, about a tenth of all.
     """
     num_images, num_classes = class_logits[0].shape[0], config.num_classes
     # (N, h, w, A, C) each, as views
@@ -100,39 +100,39 @@ def _top_candidates(
         start = end
 
     count = min(config.max_detection_points, num_anchors * num_classes)
-    logits, places = candidates.flatten(1).topk(count, dim=1)
-    chosen = ranked.gather(1, places // num_classes)
-    # Rounded to 16 bits, most scores of an image would be ties.
-    return logits.float().sigmoid(), places % num_classes, chosen
+    logits, indices = candidates.flatten(1).topk(count, dim=1)
+    chosen = ranked.gather(1, indices // num_classes)
+    # Rounded to 16 bits, most scores of an image would be equal.
+    return logits.float().sigmoid(), indices % num_classes, chosen
 
 
 def _hard_nms(
     boxes: Tensor, scores: Tensor, classes: Tensor, max_detections: int
 ) -> tuple[Tensor, Tensor]:
-    """Places (-1 where there is none) and scores of the boxes that stay, (N, max_detections)."""
+    """Indices (-1 for none) and scores of the boxes that are kept, (N, max_detections)."""
     num_images, num_boxes = scores.shape
-    # Boxes of different classes are moved apart; in float64, so that the distance costs no bits.
+    # Boxes of different classes are moved apart, in float64 so that no precision is lost.
     offset = classes.double() * (boxes.amax().double() + 1.0)
     apart = boxes.double() + offset.unsqueeze(-1)
     kept = classes.new_full((num_images, max_detections), -1)
     for i in range(num_images):
-        places = nms(
+        indices = nms(
             apart[i, :_FIRST_CANDIDATES], scores[i, :_FIRST_CANDIDATES].double(), IOU_THRESHOLD
         )
-        if len(places) < max_detections and num_boxes > _FIRST_CANDIDATES:
-            places = nms(apart[i], scores[i].double(), IOU_THRESHOLD)
-        places = places[:max_detections]
-        kept[i, : len(places)] = places
+        if len(indices) < max_detections and num_boxes > _FIRST_CANDIDATES:
+            indices = nms(apart[i], scores[i].double(), IOU_THRESHOLD)
+        indices = indices[:max_detections]
+        kept[i, : len(indices)] = indices
     return kept, scores.gather(1, kept.clamp(min=0))
 
 
 def _soft_nms(
     boxes: Tensor, scores: Tensor, classes: Tensor, max_detections: int
 ) -> tuple[Tensor, Tensor]:
-    """Places (-1 where there is none) and lowered scores, (N, max_detections).
+    """Indices (-1 for none) and lowered scores of the boxes that are kept, (N, max_detections).
 
-    All images take a step together: the best box that is left stays, and those of its class lose
-    score by their overlap with it.
+    In each step, for all images at once, the best remaining box is kept, and the others of its
+    class get lower scores, depending on their overlap with it.
     """
     scores = scores.clone()
     areas = (boxes[..., 2:] - boxes[..., :2]).prod(-1)

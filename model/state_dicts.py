@@ -1,4 +1,4 @@
-"""State dicts from files: published checkpoints, and those of training runs."""
+"""Reading state dicts from files: published checkpoints, and those of training runs."""
 
 import pickle
 from collections.abc import Mapping
@@ -9,29 +9,29 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-# What training programs put around a state dict, and wrappers of modules in front of its keys.
+# Keys under which training programs save a state dict, and prefixes that modules' wrappers add.
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _EMA_WRAPPERS = ("state_dict_ema", "model_ema", "ema")
 _PREFIXES = ("module.", "model.", "_orig_mod.")
 
 
 def read_state_dict(path: Path, *, missing: str = "", prefer_ema: bool = True) -> dict[str, Tensor]:
-    """Read a state dict and strip what is wrapped around it.
+    """Read a state dict without its wrappers and prefixes.
 
-    Only tensors and plain containers are unpickled, so an untrusted file runs no code.
+    Only tensors and plain containers are unpickled, so that an untrusted file cannot run code.
 
     Args:
         path: a .pth, .pt or .safetensors file.
-        missing: what the error adds where there is no such file.
-        prefer_ema: take the averaged weights where the file holds both.
+        missing: added to the error message if there is no such file.
+        prefer_ema: take the averaged weights if the file has both.
 
     Raises:
         FileNotFoundError: there is no such file.
-        RuntimeError: the file is damaged, or holds something else.
+        RuntimeError: the file is damaged, or has no state dict.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}. {missing}".strip())
+        raise FileNotFoundError(f"{path} does not exist. {missing}".strip())
     try:
         if path.suffix == ".safetensors":
             content = load_file(path, device="cpu")
@@ -54,7 +54,7 @@ def _unwrap(content: object, path: Path, prefer_ema: bool) -> dict[str, Tensor]:
     if not isinstance(content, Mapping) or not any(
         isinstance(value, Tensor) for value in content.values()
     ):
-        raise RuntimeError(f"{path} holds no state dict")
+        raise RuntimeError(f"{path} has no state dict")
     state_dict = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
     while True:
         prefix = next((p for p in _PREFIXES if any(key.startswith(p) for key in state_dict)), None)

@@ -1,7 +1,7 @@
 """Batch norm over the batches of all ranks, whatever library connects them.
 
-PyTorch's own SyncBatchNorm needs a GPU and torch.distributed, Horovod's needs Horovod. All that
-either does between ranks is to add vectors up, so one module that is given the sum serves both.
+PyTorch's own SyncBatchNorm needs a GPU and torch.distributed, Horovod's needs Horovod. Between
+ranks, both only add vectors. This module takes a function that does so, and works with either.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ AllReduceSum = Callable[[Tensor], Tensor]
 
 
 class _Connection:
-    """Holds the sum over ranks. A copy of the model, as an average of weights is, shares it."""
+    """The sum over ranks, shared by copies of the model, such as averaged weights."""
 
     def __init__(self, all_reduce_sum: AllReduceSum) -> None:
         self.all_reduce_sum = all_reduce_sum
@@ -37,11 +37,11 @@ class _Normalize(torch.autograd.Function):
         eps: float,
         connection: _Connection,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Returns the normalised x, and mean, biased variance and count over all ranks."""
+        """Returns the normalized x, and mean, biased variance and count over all ranks."""
         count = x.numel() // x.shape[1]
         variance, mean = torch.var_mean(x.float(), dim=(0, 2, 3), correction=0)
-        # Moments about zero can be added up. In float64 their difference keeps the digits that a
-        # mean far from zero would cost in float32.
+        # Moments about zero can be added over ranks. In float64, their difference keeps the digits
+        # that float32 would lose if the mean is far from zero.
         mean, variance = mean.double(), variance.double()
         second_moment = variance + mean.square()
         moments = torch.cat([mean * count, second_moment * count, mean.new_tensor([count])])
@@ -59,17 +59,17 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """As if all ranks' batches were one; slopes of weight and bias stay this rank's own."""
+        """Gradients of one batch of all ranks' images; weight and bias get this rank's part."""
         grad = grads[0]
         x, weight, mean, variance, total = ctx.saved_tensors
-        # With constant statistics; what the statistics' own slopes add follows.
+        # With constant statistics; the gradient through the statistics is added below.
         grad_x, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
             grad, x, weight, mean, variance, None, None, False, ctx.eps, [True, True, True]
         )
         sums = ctx.connection.all_reduce_sum(torch.cat([grad_bias, grad_weight]).double())
         mean_grad, mean_grad_normalized = (sums / total).float().chunk(2)
         inverse_std = (variance + ctx.eps).rsqrt()
-        # - weight / std * (mean_grad + normalised x * mean_grad_normalized), as slope * x + shift
+        # - weight / std * (mean_grad + normalized x * mean_grad_normalized), as slope * x + shift
         slope = -weight * inverse_std.square() * mean_grad_normalized
         shift = -weight * inverse_std * mean_grad - slope * mean
         shape = (1, -1, 1, 1)
@@ -84,7 +84,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
     """
 
     def __init__(self, norm: nn.BatchNorm2d, connection: _Connection) -> None:
-        # Its tensors are those of `norm`, so none are made here.
+        # Its tensors are those of `norm`, so none are allocated here.
         super().__init__(norm.num_features, norm.eps, norm.momentum, device="meta")
         self.weight, self.bias = norm.weight, norm.bias
         self.running_mean, self.running_var = norm.running_mean, norm.running_var
@@ -115,7 +115,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
 
 class SyncBatchNormAct2d(SyncBatchNorm2d):
-    """What timm's BatchNormAct2d becomes: the norm, then its drop and activation."""
+    """Replaces timm's BatchNormAct2d: the norm, then its dropout and activation."""
 
     def __init__(self, norm: BatchNormAct2d, connection: _Connection) -> None:
         super().__init__(norm, connection)
@@ -130,11 +130,11 @@ class SyncBatchNormAct2d(SyncBatchNorm2d):
 def convert_sync_batchnorm(model: nn.Module, all_reduce_sum: AllReduceSum) -> nn.Module:
     """Replace every batch norm with one over all ranks, in place.
 
-    Parameters and buffers stay the same objects under the same names, so that optimizers and
-    checkpoints do not notice. Make the optimizer's or a wrapper's copy before or after.
+    Parameters and buffers stay the same objects with the same names, so that optimizers and
+    checkpoints from before and after fit.
 
     Args:
-        model: a module; a batch norm itself is returned replaced.
+        model: a module; for a batch norm itself, its replacement is returned.
         all_reduce_sum: returns the sum of a 1-d float64 tensor over all ranks. Every rank calls
             it equally often and in the same order. It need not be differentiable.
 
@@ -147,7 +147,9 @@ def convert_sync_batchnorm(model: nn.Module, all_reduce_sum: AllReduceSum) -> nn
 def _convert(module: nn.Module, connection: _Connection) -> nn.Module:
     if isinstance(module, nn.BatchNorm2d):
         if not (module.affine and module.track_running_stats):
-            raise ValueError("a batch norm without weights or running statistics cannot be synced")
+            raise ValueError(
+                "a batch norm without weights or running statistics cannot be synchronized"
+            )
         is_fused = isinstance(module, BatchNormAct2d)
         return (SyncBatchNormAct2d if is_fused else SyncBatchNorm2d)(module, connection)
     for name, child in list(module.named_children()):

@@ -8,23 +8,23 @@ from torch import Tensor
 from model.anchors import encode_boxes
 from model.device import runs_eagerly_on_cpu
 
-# An anchor whose best overlap with a box is at least this learns that box.
+# Overlap with a box from which an anchor learns that box.
 MATCH_THRESHOLD = 0.5
 
-# Pairs of box and anchor that are compared at a time. On a CPU this keeps the overlaps in the
-# second-level cache; elsewhere it bounds their memory to 64 MiB a tensor.
+# Pairs of box and anchor that are compared at a time. On a CPU their overlaps stay in the
+# second-level cache; elsewhere they take at most 64 MiB per tensor.
 _CPU_PAIRS = 2**17
 _DEVICE_PAIRS = 2**24
 
 
 class Targets(NamedTuple):
-    """What every anchor of a batch is to predict.
+    """What each anchor of a batch should predict.
 
     Attributes:
-        class_targets: (N, K) int64, the class 0..C-1, -1 for background, -2 to leave the anchor
-            out of the loss.
-        box_targets: (N, K, 4) float32, ty tx th tw; zeros where no box is learnt.
-        num_positives: (N,) float32, the anchors of each image that learn a box.
+        class_targets: (N, K) int64, the class 0..C-1, -1 for background, -2 for an anchor
+            that the loss ignores.
+        box_targets: (N, K, 4) float32, ty tx th tw; zeros for anchors that learn no box.
+        num_positives: (N,) float32, anchors of each image that learn a box.
     """
 
     class_targets: Tensor
@@ -36,10 +36,10 @@ class Targets(NamedTuple):
 def assign_targets(anchors: Tensor, boxes: Tensor, labels: Tensor) -> Targets:
     """Match anchors to boxes: by overlap, and for each box at least its best anchor.
 
-    An anchor takes the box that it overlaps most, the earlier one of equals, if their
-    intersection over union reaches MATCH_THRESHOLD. Then each box takes its best anchor, the
-    earlier one of equals, whatever the overlap; an anchor that several boxes want goes to the
-    earliest of them. Padding never matches.
+    An anchor takes the box that it overlaps most, the earlier of two equals, if their intersection
+    over union is at least MATCH_THRESHOLD. Then each box takes its best anchor, the earlier of two
+    equals, whatever the overlap. If an anchor is the best of several boxes, the earliest of them
+    takes it. Padding never matches.
 
     Args:
         anchors: (K, 4) y1 x1 y2 x2.
@@ -64,11 +64,11 @@ def assign_targets(anchors: Tensor, boxes: Tensor, labels: Tensor) -> Targets:
     overlap, matches, best_anchors = _match(anchors, boxes * valid.unsqueeze(-1))
     matches = torch.where(overlap >= MATCH_THRESHOLD, matches, num_boxes)
 
-    box_numbers = torch.arange(num_boxes, device=boxes.device)
-    wanted_by = torch.full_like(matches, num_boxes).scatter_reduce_(
-        1, best_anchors, torch.where(valid, box_numbers, num_boxes), reduce="amin"
+    box_indices = torch.arange(num_boxes, device=boxes.device)
+    taken_by = torch.full_like(matches, num_boxes).scatter_reduce_(
+        1, best_anchors, torch.where(valid, box_indices, num_boxes), reduce="amin"
     )
-    matches = torch.where(wanted_by < num_boxes, wanted_by, matches)
+    matches = torch.where(taken_by < num_boxes, taken_by, matches)
 
     matched = matches < num_boxes
     matches = torch.where(matched, matches, 0)
@@ -79,10 +79,10 @@ def assign_targets(anchors: Tensor, boxes: Tensor, labels: Tensor) -> Targets:
 
 
 def _match(anchors: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Best box of each anchor, (N, K) overlap and number, and best anchor of each box, (N, M)."""
+    """Best box of each anchor, (N, K) overlap and index, and best anchor of each box, (N, M)."""
     num_pairs = boxes.shape[0] * boxes.shape[1]
     if torch.compiler.is_compiling():
-        chunk = len(anchors)  # the compiler fuses the overlaps away
+        chunk = len(anchors)  # the compiler fuses the overlaps, so they take no memory
     else:
         budget = _CPU_PAIRS if runs_eagerly_on_cpu(boxes) else _DEVICE_PAIRS
         chunk = max(1, budget // num_pairs)
@@ -105,7 +105,7 @@ def _match(anchors: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         overlaps.append(chunk_overlap)
         matches.append(chunk_match)
         chunk_best, chunk_anchor = overlap.max(dim=2)
-        # Strictly better only: of equals, the earlier anchor stays.
+        # Only a strictly better one: of equal anchors the earlier is kept.
         better = chunk_best > best
         best = torch.where(better, chunk_best, best)
         best_anchors = torch.where(better, chunk_anchor + start, best_anchors)

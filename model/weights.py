@@ -1,4 +1,4 @@
-"""Weights from files into a detector."""
+"""Loading a detector's weights from files."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +9,7 @@ from model.config import DetectorConfig
 from model.detector import EfficientDet
 from model.state_dicts import read_state_dict
 
-# Constants that other training programs save with the weights.
+# Constants that other training programs save together with the weights.
 _NOT_WEIGHTS = ("anchors.boxes",)
 
 
@@ -19,12 +19,12 @@ def load_weights(
     """Load a checkpoint into the detector; every tensor of the detector must be in it.
 
     Args:
-        model: the detector; on an error its weights are as they were.
+        model: the detector; its weights do not change if loading fails.
         path: a .pth, .pt or .safetensors file with a state dict, bare or wrapped (state_dict,
-            state_dict_ema, a `module.` or `model.` in front of the keys).
-        reset_class_head: leave the class head as it was initialised, where the file's is for
-            another number of classes.
-        prefer_ema: take the averaged weights where the file holds both.
+            state_dict_ema, keys that begin with `module.` or `model.`).
+        reset_class_head: keep the initial class head if the file's is for another number of
+            classes.
+        prefer_ema: take the averaged weights if the file has both.
 
     Raises:
         FileNotFoundError: there is no such file; the message says where to get it.
@@ -32,15 +32,15 @@ def load_weights(
     """
     config: DetectorConfig = model.config
     missing = (
-        f"The published weights of {config.name} are {config.url}: fetch that file where there is "
-        f"a network and put it at {path}."
+        f"Download the published weights of {config.name}, {config.url}, on a machine with "
+        f"network access and put the file at {path}."
         if config.url
-        else f"No weights are published for {config.name}: give a checkpoint of your own."
+        else f"No weights are published for {config.name}: use a checkpoint of your own."
     )
     found = read_state_dict(path, missing=missing, prefer_ema=prefer_ema)
     wanted = model.state_dict()
     found = {key: value for key, value in found.items() if key not in _NOT_WEIGHTS}
-    # Checkpoints that were converted from TensorFlow do not count batches.
+    # Checkpoints that were converted from TensorFlow have no count of batches.
     for key in wanted.keys() - found.keys():
         if key.endswith("num_batches_tracked"):
             found[key] = wanted[key]
@@ -64,21 +64,21 @@ def load_weights(
 def _check_fit(
     found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: Path, name: str
 ) -> None:
-    """Say in a line or two how a checkpoint differs; load_state_dict would list every tensor."""
+    """Report in a line or two how a checkpoint differs; load_state_dict would list every tensor."""
     problems = []
     groups = {
-        "are missing": sorted(wanted.keys() - found.keys()),
-        "are not the detector's": sorted(found.keys() - wanted.keys()),
-        "have another shape": sorted(
+        "missing tensors": sorted(wanted.keys() - found.keys()),
+        "unknown tensors": sorted(found.keys() - wanted.keys()),
+        "tensors of another shape": sorted(
             key for key in wanted.keys() & found.keys() if wanted[key].shape != found[key].shape
         ),
     }
     for what, keys in groups.items():
         if keys:
             example = keys[0]
-            if what == "have another shape":
+            if what == "tensors of another shape":
                 shapes = f"{tuple(found[example].shape)}, not {tuple(wanted[example].shape)}"
                 example = f"{example}: {shapes}"
-            problems.append(f"{len(keys)} tensors {what} (the first: {example})")
+            problems.append(f"{len(keys)} {what} (such as {example})")
     if problems:
         raise RuntimeError(f"{path} does not fit {name}: " + "; ".join(problems))

@@ -24,7 +24,7 @@ class Evaluation:
     result: CocoResult
     detections: Detections
     losses: dict[str, float]
-    """The values of `VALIDATION_LOSSES`, over the number of positive anchors in the whole split."""
+    """The values of `VALIDATION_LOSSES`, normalized over the whole split."""
 
     @property
     def metrics(self) -> dict[str, Any]:

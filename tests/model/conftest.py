@@ -1,4 +1,4 @@
-"""The outside oracle, effdet 0.4.1, and weights that make a random detector lively."""
+"""The reference, effdet 0.4.1, and random weights with realistic outputs."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,8 +21,8 @@ def make_oracle(name: str, **settings: Any) -> OracleDetector:
 
 
 @torch.no_grad()
-def enliven(detector: nn.Module, images: Tensor, class_spread: float) -> None:
-    """Random weights whose outputs spread as a trained detector's do.
+def randomize(detector: nn.Module, images: Tensor, class_spread: float) -> None:
+    """Random weights whose outputs spread like a trained detector's.
 
     Fresh heads give every anchor the same score and hardly move its box, so that a mistake in
     either would not show.
@@ -61,7 +61,7 @@ def enliven(detector: nn.Module, images: Tensor, class_spread: float) -> None:
 
 @pytest.fixture(scope="session")
 def make_pair() -> Callable[..., Pair]:
-    """Builds effdet's detector and ours with the same lively weights."""
+    """Builds effdet's detector and ours with the same random weights."""
 
     def make(
         name: str,
@@ -73,7 +73,7 @@ def make_pair() -> Callable[..., Pair]:
         torch.manual_seed(0)
         oracle = make_oracle(name, image_size=image_size, **settings)
         images = torch.randn(2, 3, *image_size) if images is None else images
-        enliven(oracle, images, class_spread)
+        randomize(oracle, images, class_spread)
         detector = build_detector(name, image_size=image_size, **settings)
         detector.load_state_dict(oracle.state_dict(), strict=True)
         return oracle, detector.eval()

@@ -95,7 +95,7 @@ def test_padding_changes_nothing() -> None:
     boxes = torch.tensor([[[10.0, 20.0, 90.0, 110.0], [40.0, 40.0, 44.0, 44.0]]])
     labels = torch.tensor([[3, 7]])
     padding = torch.full((1, 98, 4), 60.0)
-    padding[..., 2:] = 140.0  # a padding row may hold anything
+    padding[..., 2:] = 140.0  # a padding row may contain anything
     padded = assign_targets(
         anchors, torch.cat([boxes, padding], 1), torch.cat([labels, torch.full((1, 98), -1)], 1)
     )
@@ -117,7 +117,7 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
             assert torch.equal(actual, expected)
 
 
-def test_no_rows_at_all() -> None:
+def test_no_boxes_at_all() -> None:
     anchors = anchor_boxes(detector_config("tiny"))
     targets = assign_targets(anchors, torch.zeros(2, 0, 4), torch.zeros(2, 0))
     assert (targets.class_targets == -1).all()

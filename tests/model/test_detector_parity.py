@@ -15,7 +15,7 @@ ORACLE_NAMES = sorted(efficientdet_model_param_dict)
 COMPARED = ("efficientdet_d0", "efficientdet_d1", "tf_efficientdet_d0", "tf_efficientdet_lite0")
 
 
-def test_every_oracle_configuration_is_carried() -> None:
+def test_every_configuration_of_the_oracle_exists() -> None:
     assert set(list_detectors()) == {*ORACLE_NAMES, "tiny"}
 
 
@@ -70,7 +70,7 @@ def test_outputs(make_pair: Callable, name: str, image_size: tuple[int, int]) ->
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
-        # Published at a size that its coarsest level's stride does not divide.
+        # Published at a size that the stride of its coarsest level does not divide.
         ("tf_efficientdet_lite0", {"image_size": (320, 320)}),
         ("efficientdet_d0", {"fpn_name": "bifpn_attn"}),
         ("cspresdext50pan", {}),
@@ -106,7 +106,7 @@ def test_gradients(make_pair: Callable, name: str, settings: dict, num_boxes: in
     image_size = (128, 128)
     oracle, detector = make_pair(name, image_size, **settings)
     bench = DetBenchTrain(oracle).train()
-    # float64 up to the loss: else the noise of 500 layers of float32 would hide differences.
+    # float64 up to the loss: rounding of 500 layers in float32 would hide differences.
     bench.model.double()
     detector.double().train()
     images = torch.randn(2, 3, *image_size, dtype=torch.float64)
@@ -132,7 +132,7 @@ def test_gradients(make_pair: Callable, name: str, settings: dict, num_boxes: in
         if gradients[key] is None:
             assert parameter.grad is None, key
             continue
-        # A bias in front of a batch norm has no gradient but rounding.
+        # The gradient of a bias before a batch norm is only rounding.
         scale = gradients[key].abs().max().clamp(min=1e-7 * largest)
         error = (parameter.grad - gradients[key]).abs().max() / scale
         assert error <= 1e-4, (key, float(error))

@@ -1,4 +1,4 @@
-"""Checkpoints as they are found: bare, wrapped, for other classes, damaged."""
+"""Loading checkpoints: bare, wrapped, for other classes, damaged."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ def weights() -> dict[str, Tensor]:
     return {key: value.clone() for key, value in detector.state_dict().items()}
 
 
-def assert_holds(detector: EfficientDet, weights: dict[str, Tensor]) -> None:
+def assert_has(detector: EfficientDet, weights: dict[str, Tensor]) -> None:
     for key, value in detector.state_dict().items():
         assert torch.equal(value, weights[key]), key
 
@@ -29,7 +29,9 @@ def prefixed(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("prefix", ["", "module.", "model.", "module.model.", "_orig_mod."])
 @pytest.mark.parametrize("wrapper", [None, "state_dict", "state_dict_ema", "model"])
-def test_wrapped(tmp_path: Path, weights: dict, prefix: str, wrapper: str | None) -> None:
+def test_wrapped_state_dicts(
+    tmp_path: Path, weights: dict, prefix: str, wrapper: str | None
+) -> None:
     content: dict[str, Any] = prefixed(weights, prefix)
     if "model." in prefix:
         content["model.anchors.boxes"] = torch.zeros(3, 4)
@@ -38,7 +40,7 @@ def test_wrapped(tmp_path: Path, weights: dict, prefix: str, wrapper: str | None
     torch.save(content, tmp_path / "checkpoint.pth")
     detector = build_detector("tiny")
     load_weights(detector, tmp_path / "checkpoint.pth")
-    assert_holds(detector, weights)
+    assert_has(detector, weights)
 
 
 def test_averaged_weights_are_preferred(tmp_path: Path, weights: dict) -> None:
@@ -46,9 +48,9 @@ def test_averaged_weights_are_preferred(tmp_path: Path, weights: dict) -> None:
     torch.save({"state_dict": zeros, "state_dict_ema": weights}, tmp_path / "both.pth")
     detector = build_detector("tiny")
     load_weights(detector, tmp_path / "both.pth")
-    assert_holds(detector, weights)
+    assert_has(detector, weights)
     load_weights(detector, tmp_path / "both.pth", prefer_ema=False)
-    assert_holds(detector, zeros)
+    assert_has(detector, zeros)
 
 
 def test_safetensors_without_batch_counts(tmp_path: Path, weights: dict) -> None:
@@ -56,7 +58,7 @@ def test_safetensors_without_batch_counts(tmp_path: Path, weights: dict) -> None
     save_file(counted, tmp_path / "weights.safetensors")
     detector = build_detector("tiny")
     load_weights(detector, tmp_path / "weights.safetensors")
-    assert_holds(detector, weights)
+    assert_has(detector, weights)
 
 
 def test_other_number_of_classes(tmp_path: Path, weights: dict) -> None:
@@ -65,24 +67,24 @@ def test_other_number_of_classes(tmp_path: Path, weights: dict) -> None:
     before = {key: value.clone() for key, value in detector.state_dict().items()}
     with pytest.raises(RuntimeError, match=r"for 90 classes, the detector for 7.*reset_class_head"):
         load_weights(detector, tmp_path / "coco.pth")
-    assert_holds(detector, before)
+    assert_has(detector, before)
     load_weights(detector, tmp_path / "coco.pth", reset_class_head=True)
     expected = {key: before[key] if "class_net" in key else weights[key] for key in before}
-    assert_holds(detector, expected)
+    assert_has(detector, expected)
 
 
-def test_missing_and_foreign_tensors(tmp_path: Path, weights: dict) -> None:
+def test_missing_and_unknown_tensors(tmp_path: Path, weights: dict) -> None:
     changed = {**weights, "extra.weight": torch.zeros(1)}
     del changed["fpn.cell.0.fnode.0.combine.edge_weights"]
     torch.save(changed, tmp_path / "changed.pth")
-    message = r"does not fit tiny: 1 tensors are missing .*edge_weights.*1 tensors are not .*extra"
+    message = r"does not fit tiny: 1 missing tensors .*edge_weights.*1 unknown tensors .*extra"
     with pytest.raises(RuntimeError, match=message):
         load_weights(build_detector("tiny"), tmp_path / "changed.pth")
 
 
-def test_no_file_and_damaged_files(tmp_path: Path, weights: dict) -> None:
+def test_missing_and_damaged_files(tmp_path: Path, weights: dict) -> None:
     detector = build_detector("efficientdet_d0", image_size=(128, 128))
-    with pytest.raises(FileNotFoundError, match=r"releases.*efficientdet_d0-f3276ba8.pth.*put it"):
+    with pytest.raises(FileNotFoundError, match=r"releases.*efficientdet_d0-f3276ba8.pth.*put the"):
         load_weights(detector, tmp_path / "d0.pth")
     with pytest.raises(FileNotFoundError, match="No weights are published for tiny"):
         load_weights(build_detector("tiny"), tmp_path / "tiny.pth")

@@ -21,7 +21,7 @@ def test_every_name_has_a_valid_configuration() -> None:
     ("name", "settings", "message"),
     [
         ("efficientdet_d00", {}, "did you mean efficientdet_d0"),
-        ("yolo", {}, "there are: cspdarkdet53"),
+        ("yolo", {}, "known names: cspdarkdet53"),
         ("efficientdet_d0", {"label_smothing": 0.1}, "did you mean label_smoothing"),
         ("efficientdet_d0", {"image_size": (500, 512)}, "height 384 or 512, width 512$"),
         ("efficientdet_d0", {"image_size": (100, 700)}, "height 128, width 640 or 768$"),
@@ -31,7 +31,7 @@ def test_every_name_has_a_valid_configuration() -> None:
         ("efficientdet_d0", {"num_classes": 0}, "num_classes is 0"),
         ("efficientdet_d0", {"fpn_name": "fpn"}, "fpn_name is 'fpn'"),
         ("efficientdet_d0", {"label_smoothing": 1.0}, "label_smoothing is 1.0"),
-        ("efficientdet_d0", {"label_smoothing": 0.1, "legacy_focal": True}, "one of them only"),
+        ("efficientdet_d0", {"label_smoothing": 0.1, "legacy_focal": True}, "only one of the two"),
         ("efficientdet_d0", {"gamma": 0.5}, "gamma is 0.5"),
         ("efficientdet_d0", {"delta": 0.0}, "delta is 0.0"),
     ],
@@ -41,7 +41,7 @@ def test_errors_say_what_to_do(name: str, settings: dict, message: str) -> None:
         detector_config(name, **settings)
 
 
-def test_tiny_takes_multiples_of_its_own_stride() -> None:
+def test_tiny_accepts_multiples_of_its_own_stride() -> None:
     detector = build_detector("tiny", num_classes=4, image_size=(64, 192)).eval()
     logits, codes = detector(torch.zeros(1, 3, 64, 192))
     sizes = detector.config.level_sizes
@@ -59,11 +59,12 @@ def test_backbone_weights_from_a_file(tmp_path: Path) -> None:
     detector = build_detector("tiny", backbone_weights=file)
     assert torch.all(detector.backbone.get_parameter("conv_stem.weight") == 0.5)
 
-    with pytest.raises(RuntimeError, match="does not hold the weights of efficientnet_b0"):
+    with pytest.raises(RuntimeError, match="does not contain the weights of efficientnet_b0"):
         build_detector("efficientdet_d0", backbone_weights=file)
     missing = tmp_path / "none.pth"
     with pytest.raises(
-        FileNotFoundError, match=r"no file .*none.pth. Fetch https://hugging.*backbone_weights"
+        FileNotFoundError,
+        match=r"none.pth does not exist. Download https://hugging.*backbone_weights",
     ):
         build_detector("tiny", backbone_weights=missing)
 
@@ -75,6 +76,6 @@ def test_download_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("model.backbone.timm.create_model", fail)
     with pytest.raises(
-        RuntimeError, match=r"no route to host.*Fetch https://huggingface.*backbone_weights"
+        RuntimeError, match=r"no route to host.*Download https://huggingface.*backbone_weights"
     ):
         build_detector("efficientdet_d0", pretrained_backbone=True)

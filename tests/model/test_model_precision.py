@@ -1,4 +1,4 @@
-"""Memory formats, autocast and compilation over the detector, its targets and its loss."""
+"""Memory formats, autocast and compilation of the detector and its criterion."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ def make_batch() -> tuple[Tensor, Tensor, Tensor]:
 
 
 class Step(torch.nn.Module):
-    """Predictions, targets and loss of a batch, as a training step has them."""
+    """The loss of a batch, as in a training step."""
 
     def __init__(self, detector: EfficientDet) -> None:
         super().__init__()

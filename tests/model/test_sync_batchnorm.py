@@ -1,4 +1,4 @@
-"""Statistics, gradients and running statistics over two ranks against one batch on one."""
+"""Statistics, gradients and running statistics of two ranks against one rank with all images."""
 
 import copy
 import os
@@ -36,7 +36,7 @@ def weighted_loss(output: Tensor, samples: slice) -> Tensor:
 
 
 def train(model: nn.Module, samples: slice) -> dict[str, Tensor]:
-    """Two steps' worth of statistics, and the second one's outputs and gradients."""
+    """Running statistics after two steps, and the second step's outputs and gradients."""
     x = images()[samples].requires_grad_()
     for _ in range(2):
         model.zero_grad()
@@ -89,7 +89,7 @@ def test_two_ranks_are_one_batch(tmp_path: Path) -> None:
 
 
 def test_variance_far_from_zero() -> None:
-    # Moments in float32 would leave no digit of it.
+    # Moments in float32 would lose all its digits.
     x = torch.randn(4, 3, 9, 7) + 3000
     synced = convert_sync_batchnorm(nn.BatchNorm2d(3), lambda moments: moments)
     torch.testing.assert_close(synced(x), nn.BatchNorm2d(3)(x), rtol=0, atol=2e-3)

@@ -1,4 +1,4 @@
-"""The loss against effdet 0.4.1, in its slopes, and where numbers are extreme."""
+"""The criterion against effdet 0.4.1: losses and gradients, and extreme numbers."""
 
 from typing import Any
 
@@ -12,6 +12,8 @@ from model import DetectionCriterion, Targets, detector_config
 from model.losses import FocalSum, focal_loss
 
 SIZE = (128, 256)
+BOXES = torch.tensor([[[5.0, 9.0, 80.0, 120.0], [30.0, 30.0, 60.0, 50.0]], [[-1.0] * 4] * 2])
+LABELS = torch.tensor([[1, 90], [-1, -1]])
 FORMS = [{}, {"label_smoothing": 0.1}, {"legacy_focal": True}, {"gamma": 2.0}, {"gamma": 1.7}]
 
 
@@ -25,8 +27,7 @@ def predictions(memory_format: torch.memory_format = torch.contiguous_format) ->
 
 def targets(num_ignored: int = 0) -> Targets:
     criterion = DetectionCriterion(detector_config("efficientdet_d0", image_size=SIZE))
-    boxes = torch.tensor([[[5.0, 9.0, 80.0, 120.0], [30.0, 30.0, 60.0, 50.0]], [[-1.0] * 4] * 2])
-    assigned = criterion.assign(boxes, torch.tensor([[1, 90], [-1, -1]]))
+    assigned = criterion.assign(BOXES, LABELS)
     assigned.class_targets[1, :num_ignored] = -2
     return assigned
 
@@ -48,7 +49,7 @@ def oracle(outputs: list[Tensor], assigned: Targets, form: dict[str, Any]) -> Te
 @pytest.mark.parametrize("form", FORMS, ids=str)
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("num_ignored", [0, 100])
-def test_loss_and_slopes(
+def test_losses_and_gradients(
     form: dict[str, Any], memory_format: torch.memory_format, num_ignored: int
 ) -> None:
     assigned = targets(num_ignored)
@@ -75,15 +76,33 @@ def test_normalizer_divides_both_parts() -> None:
         torch.testing.assert_close(y * 2, x)
 
 
+def test_ranks_together_divide_by_the_positives_of_the_global_batch() -> None:
+    criterion = DetectionCriterion(detector_config("efficientdet_d0", image_size=SIZE))
+    assigned = targets()
+    positives = assigned.num_positives.sum()
+    assert positives > 0
+    assert criterion.normalizer(assigned) == positives + 1
+    assert criterion.normalizer(assigned, 4, lambda own: own + 90) == (positives + 91) / 4
+
+
+def test_one_call_is_the_same_as_its_steps() -> None:
+    criterion = DetectionCriterion(detector_config("efficientdet_d0", image_size=SIZE))
+    assert not criterion.state_dict()
+    x = predictions()
+    outputs, assigned = (x[:5], x[5:]), targets()
+    expected = criterion.losses(outputs, assigned, criterion.normalizer(assigned))
+    assert criterion(outputs, BOXES, LABELS) == expected
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_slope_is_the_derivative(smoothing: float) -> None:
+def test_gradient_is_the_derivative(smoothing: float) -> None:
     z = torch.linspace(-30, 30, 601, dtype=torch.float64, requires_grad=True)
     ce = torch.nn.functional.softplus(z) - smoothing / 2 * z
     expected = z.sigmoid() ** 1.5 * ce
-    (slope,) = torch.autograd.grad(expected.sum(), z)
-    actual, actual_slope = focal_loss(z.detach().float(), 1.5, smoothing)
+    (gradient,) = torch.autograd.grad(expected.sum(), z)
+    actual, actual_gradient = focal_loss(z.detach().float(), 1.5, smoothing)
     torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-9)
-    torch.testing.assert_close(actual_slope.double(), slope, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(actual_gradient.double(), gradient, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -98,17 +117,17 @@ def test_extreme_logits_stay_finite(dtype: torch.dtype) -> None:
         assert total.dtype == torch.float32
         assert logits.grad is not None
         assert logits.grad.isfinite().all()
-    # A negative that is surely taken for a positive costs its logit.
+    # The loss of a negative with a very high logit is that logit.
     torch.testing.assert_close(focal_loss(extremes, 1.5, 0.0)[0][4:], extremes[4:])
 
 
-def test_half_precision_keeps_small_slopes() -> None:
+def test_half_precision_keeps_small_gradients() -> None:
     logits = torch.full((1, 90, 2, 2), -7.0)
-    slopes = []
+    gradients = []
     for dtype in (torch.float32, torch.float16):
         x = logits.clone().to(dtype).requires_grad_()
-        # As under a loss scaler: without the scale, 1e-5 would have three bits in float16.
+        # As with a loss scaler: without the scale, 1e-5 would have three bits in float16.
         (FocalSum.apply(x, torch.full((1, 2, 2, 1), -1), 0.25, 1.5, 0.0) * 2**10).backward()
         assert x.grad is not None
-        slopes.append(x.grad.float())
-    torch.testing.assert_close(slopes[1], slopes[0], rtol=2e-3, atol=0)
+        gradients.append(x.grad.float())
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=2e-3, atol=0)

@@ -100,7 +100,7 @@ def test_detections_on_real_images(coco_tiny: Path, make_pair: Callable, soft_nm
     settings = {"soft_nms": True, "max_detection_points": 300} if soft_nms else {}
     config = detector_config("efficientdet_d0", image_size=SIZE, **settings)
     images, source_scale, source_size = load_images(coco_tiny, config, 16 if soft_nms else 80)
-    # Scores that reach 1 would be ties, of which any may win.
+    # Scores that reach 1 would be ties, of which any may be kept.
     oracle, detector = make_pair("efficientdet_d0", SIZE, images[:8], class_spread=0.3, **settings)
     postprocessor = Postprocessor(detector.config)
     suppressed = differing = 0
@@ -109,11 +109,11 @@ def test_detections_on_real_images(coco_tiny: Path, make_pair: Callable, soft_nm
             outputs, own_outputs = oracle(images[part]), detector(images[part])
         source = source_scale[part], source_size[part]
         expected = oracle_detections(outputs, detector.config, *source)
-        # The same predictions give the same detections.
+        # The same outputs give the same detections.
         actual = postprocessor(outputs, *source)
         assert_same(actual, expected)
-        # And so do our own predictions, but for pairs of boxes whose order or overlap is at its
-        # threshold to the last digits.
+        # Our own outputs do too, except for pairs of boxes whose order or overlap depends on the
+        # last digits.
         own = postprocessor(own_outputs, *source)
         differing += differing_rows(own, expected)
 
@@ -123,12 +123,12 @@ def test_detections_on_real_images(coco_tiny: Path, make_pair: Callable, soft_nm
         candidates = torch.cat([x.flatten(1) for x in outputs[0]], 1).topk(100).values.sigmoid()
         suppressed += int((candidates.amin(1) > actual[..., 4].amin(1) + 1e-6).sum())
     assert differing <= 0.002 * 2 * 100 * len(images)
-    # Not a test of dull scores: the 100 best candidates are not what is left.
+    # Suppression had an effect: the result is not just the 100 best candidates.
     assert suppressed > 0.9 * len(images)
 
 
 def crowded_outputs(config: DetectorConfig, num_images: int) -> Outputs:
-    """The best thousand candidates are of one class and lie on one another."""
+    """The best thousand candidates are of one class and overlap one another."""
     torch.manual_seed(0)
     logits, codes = [], []
     for height, width in config.level_sizes:
@@ -143,7 +143,7 @@ def crowded_outputs(config: DetectorConfig, num_images: int) -> Outputs:
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_too_few_left_of_the_first_candidates(memory_format: torch.memory_format) -> None:
+def test_too_few_of_the_first_candidates_are_kept(memory_format: torch.memory_format) -> None:
     config = detector_config("efficientdet_d0", image_size=(256, 256))
     outputs = crowded_outputs(config, 2)
     logits, codes = ([x.to(memory_format=memory_format) for x in part] for part in outputs)
@@ -182,6 +182,6 @@ def test_scores_and_boxes_are_computed_in_float32(dtype: torch.dtype) -> None:
     source = torch.ones(1), torch.tensor([[128, 128]])
     narrow = postprocessor((logits, codes), *source)
     wide = postprocessor(([x.float() for x in logits], [x.float() for x in codes]), *source)
-    # Equal logits are in no order; otherwise the same detections.
+    # Equal logits have no order; the detections are otherwise the same.
     assert narrow[0, :, 4].tolist() == wide[0, :, 4].tolist()
     assert narrow[0, :, 4].unique().numel() > 20
