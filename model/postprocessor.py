@@ -24,9 +24,9 @@ _SOFT_MIN_SCORE = 0.001
 class Postprocessor(nn.Module):
     """Outputs -> detections, best first.
 
-    The configuration's soft_nms chooses between dropping the lower one of two boxes that overlap
-    and lowering its score. The module has no parameters and nothing in its state dict. It works on
-    the device that it is moved to.
+    If two boxes of a class overlap, the one with the lower score is dropped or, with the
+    configuration's soft_nms, gets an even lower score. The module has no parameters and nothing in
+    its state dict. It works on the device that it is moved to.
 
     Args:
         config: of the detector.

@@ -26,7 +26,14 @@ from experiments.evaluation import DetectionTable
 from experiments.input import EvalLoader, InputConfig, TrainLoader
 from experiments.settings.hparams import HParams
 from experiments.training.optimization import gradient_clipper
-from model import DetectionCriterion, DetectorConfig, Postprocessor, Targets, detector_config
+from model import (
+    DetectionCriterion,
+    DetectorConfig,
+    Outputs,
+    Postprocessor,
+    Targets,
+    detector_config,
+)
 
 
 def _input_config(
@@ -85,7 +92,7 @@ class Training(TrainingLoop):
         config = detector.config
         self._criterion = DetectionCriterion(config).to(device)
         self._network: Callable[..., Any] = self._detector
-        self._compute_loss: Callable[..., Any] = self._criterion.losses
+        self._compute_loss: Callable[..., Tensor] = self._loss
         self._optimizer = create_optimizer(self._detector)
         self._clip = gradient_clipper(HParams(), self._detector) if real_images else None
         self._ema = ModelEmaV3(self._detector, decay=0.9999) if real_images else None
@@ -108,17 +115,16 @@ class Training(TrainingLoop):
     def _plain_losses(self, images: Tensor, targets: Targets) -> Tensor:
         with autocast(self.device):
             outputs = self._network(images)
-        loss: Tensor = self._compute_loss(outputs, targets, self._criterion.normalizer(targets))[0]
-        return loss
+        return self._compute_loss(outputs, targets)
 
     def _staged_losses(self, images: Tensor, targets: Targets) -> Tensor:
         with self._stage("forward"), autocast(self.device):
             outputs = self._network(images)
         with self._stage("loss"):
-            loss: Tensor = self._compute_loss(
-                outputs, targets, self._criterion.normalizer(targets)
-            )[0]
-        return loss
+            return self._compute_loss(outputs, targets)
+
+    def _loss(self, outputs: Outputs, targets: Targets) -> Tensor:
+        return self._criterion.losses(outputs, targets, self._criterion.normalizer(targets))[0]
 
     def step(self) -> int:
         """Input, targets, forward, loss, backward, optimizer, EMA."""
