@@ -116,7 +116,7 @@ local-destroy: setup ## Remove the cluster on this machine with all its data (SU
 
 # Clusters on other machines (ansible/). INVENTORY= names them, ARGS= is passed to ansible-playbook.
 INVENTORY ?= hosts.yml
-on_hosts = $(PY) ansible/command.py $(1) --inventory "$(INVENTORY)" $(2) $(or $(asks_help),-- $(ARGS))
+on_hosts = $(PY) ansible/commands/hosts.py $(1) --inventory "$(INVENTORY)" $(2) $(or $(asks_help),-- $(ARGS))
 limited = $(if $(LIMIT),--limit "$(LIMIT)")
 
 .PHONY: cluster-up
@@ -166,7 +166,7 @@ cluster-down: setup ## Take a cluster down (INVENTORY= SURE=yes DELETE_DATA=yes 
 
 .PHONY: offline-bundle
 offline-bundle: setup ## Collect what hosts without internet need (OUT=offline-bundle ARGS=)
-	@$(PY) ansible/bundle.py make --out "$(or $(OUT),offline-bundle)" $(ARGS)
+	@$(PY) ansible/commands/bundle.py make --out "$(or $(OUT),offline-bundle)" $(ARGS)
 
 ##@ Data
 

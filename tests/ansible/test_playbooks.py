@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import runpy
 import shutil
 import subprocess
 import sys
@@ -12,6 +11,8 @@ from typing import Any
 
 import pytest
 import yaml
+
+import bundle_packages
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -39,6 +40,20 @@ def _run(*command: str | Path, **variables: str) -> subprocess.CompletedProcess[
 def _ansible_is_installed() -> None:
     if not (BIN / "ansible-playbook").exists():
         pytest.fail("ansible is missing from the environment: make setup")
+
+
+def test_every_playbook_finds_the_settings() -> None:
+    """Ansible reads them from group_vars next to the playbook, an imported one included."""
+    files = {file: yaml.safe_load(file.read_text()) for file in (ROOT / "ansible").rglob("*.yml")}
+    keys = {"hosts", "ansible.builtin.import_playbook"}
+    playbooks = [
+        file
+        for file, content in files.items()
+        if isinstance(content, list) and any(keys & play.keys() for play in content)
+    ]
+    assert {"site.yml", "master.yml", "coco-sync.yml"} <= {file.name for file in playbooks}
+    assert {file.parent for file in playbooks} == {ROOT / "ansible"}
+    assert (ROOT / "ansible/group_vars/all/settings.yml") in files
 
 
 HOSTS = {
@@ -242,7 +257,7 @@ def test_preflight_lists_all_hosts_and_changes_nothing(tmp_path: Path) -> None:
 
 
 def _command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return _run(sys.executable, "ansible/command.py", *arguments)
+    return _run(sys.executable, "ansible/commands/hosts.py", *arguments)
 
 
 def test_a_missing_inventory_is_an_error() -> None:
@@ -261,14 +276,13 @@ def test_a_host_that_is_not_in_the_inventory_is_refused() -> None:
 
 def test_the_offline_bundle_contains_what_the_roles_install() -> None:
     """A host without internet cannot install a package that the bundle lacks."""
-    bundle = runpy.run_path(str(ROOT / "ansible/bundle.py"))
     wanted: set[str] = set()
 
     def look(tasks: Any) -> None:
         for task in tasks or []:
             names = (task.get("ansible.builtin.apt") or {}).get("name", [])
             if listed := re.fullmatch(r"{{ cluster_services\.(\w+)\.package }}", str(names)):
-                wanted.add(bundle["SERVICES"][listed[1]]["package"])
+                wanted.add(bundle_packages.SERVICES[listed[1]]["package"])
             wanted.update(names.split() if isinstance(names, str) and "{" not in names else [])
             wanted.update(name for name in names if isinstance(names, list))
             look(task.get("block"))
@@ -279,21 +293,20 @@ def test_the_offline_bundle_contains_what_the_roles_install() -> None:
         defaults = (ROOT / "ansible/roles/docker/defaults/main.yml").read_text()
         wanted.update(yaml.safe_load(defaults)[name])
     assert {"nftables", "python3-libtorrent", "docker.io"} <= wanted
-    assert wanted - set(bundle["PACKAGES"]) == set()
+    assert wanted - set(bundle_packages.PACKAGES) == set()
     toolkit = (ROOT / "ansible/roles/nvidia/tasks/toolkit.yml").read_text()
-    assert all(f"'{name}'" in toolkit for name in bundle["TOOLKIT"])
+    assert all(f"'{name}'" in toolkit for name in bundle_packages.TOOLKIT)
 
 
 def test_the_toolkit_is_fetched_from_nvidia_or_a_mirror(tmp_path: Path) -> None:
-    bundle = runpy.run_path(str(ROOT / "ansible/bundle.py"))
-    assert bundle["toolkit_repository"]().startswith("https://nvidia.github.io/")
+    assert bundle_packages.toolkit_repository().startswith("https://nvidia.github.io/")
     (tmp_path / "gpgkey").write_text("the key")
     key = tmp_path / "nvidia.asc"
-    source = bundle["toolkit_source"](f"file://{tmp_path}/stable/deb", key)
+    source = bundle_packages.toolkit_source(f"file://{tmp_path}/stable/deb", key)
     assert source == f"deb [signed-by={key}] file://{tmp_path}/stable/deb/amd64 /"
     assert key.read_text() == "the key"
-    with pytest.raises(bundle["BundleError"], match="--no-gpus"):
-        bundle["toolkit_source"](f"file://{tmp_path}/missing/stable/deb", key)
+    with pytest.raises(bundle_packages.BundleError, match="--no-gpus"):
+        bundle_packages.toolkit_source(f"file://{tmp_path}/missing/stable/deb", key)
 
 
 def test_down_asks_for_confirmation() -> None:

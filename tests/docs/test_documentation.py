@@ -26,7 +26,7 @@ README_LINES = 150
 FOREIGN_OPTIONS = {"--ask-become-pass", "--check", "--logdir"}
 # Our own commands that a line of a page or of the Makefile may run.
 COMMAND = re.compile(
-    r"(?P<script>experiments/\w+\.py|ansible/\w+\.py(?: [a-z]+)?)"
+    r"(?P<script>experiments/\w+\.py|ansible/commands/\w+\.py(?: [a-z][a-z-]*)?)"
     r"|python -m (?P<module>(?:cluster|cocodata)(?: [a-z]+)?|bench(?:\.\w+)?)"
 )
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")

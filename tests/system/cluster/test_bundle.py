@@ -1,27 +1,24 @@
 """Images in an offline bundle, saved and loaded with a real Docker Engine."""
 
 import io
-import runpy
 import secrets
 import shutil
 import subprocess
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from cluster.connection import ROOT
+import bundle
 
 pytestmark = pytest.mark.cluster
 
 
-@pytest.fixture
-def bundle() -> dict[str, Any]:
+@pytest.fixture(autouse=True)
+def _zstd_is_installed() -> None:
     if shutil.which("zstd") is None:
         pytest.skip("zstd is not installed")
-    return runpy.run_path(str(ROOT / "ansible/bundle.py"))
 
 
 @pytest.fixture
@@ -45,35 +42,37 @@ def image_id(image: str) -> str:
 
 
 def test_images_round_trip_through_a_bundle(
-    bundle: dict[str, Any], image: str, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, image: str, tmp_path: Path
 ) -> None:
     before = image_id(image)
     (tmp_path / "images").mkdir()
-    bundle["save_images"].__globals__["images"] = lambda: [image]
-    bundle["save_images"](tmp_path / "images")
-    assert len(bundle["write_manifest"](tmp_path)) == 1
+    monkeypatch.setattr(bundle, "images", lambda: [image])
+    bundle.save_images(tmp_path / "images")
+    assert len(bundle.write_manifest(tmp_path)) == 1
     subprocess.run(["docker", "rmi", image], check=True, capture_output=True)
     assert image_id(image) == ""
 
-    bundle["load"](tmp_path)
+    bundle.load(tmp_path)
     assert image_id(image) == before
 
 
-def test_a_damaged_bundle_is_rejected(bundle: dict[str, Any], image: str, tmp_path: Path) -> None:
+def test_a_damaged_bundle_is_rejected(
+    monkeypatch: pytest.MonkeyPatch, image: str, tmp_path: Path
+) -> None:
     (tmp_path / "images").mkdir()
-    bundle["save_images"].__globals__["images"] = lambda: [image]
-    bundle["save_images"](tmp_path / "images")
-    bundle["write_manifest"](tmp_path)
+    monkeypatch.setattr(bundle, "images", lambda: [image])
+    bundle.save_images(tmp_path / "images")
+    bundle.write_manifest(tmp_path)
     (file,) = (tmp_path / "images").iterdir()
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
-    with pytest.raises(bundle["BundleError"], match="damaged"):
-        bundle["load"](tmp_path)
+    with pytest.raises(bundle.BundleError, match="damaged"):
+        bundle.load(tmp_path)
 
 
-def test_a_missing_image_is_reported(bundle: dict[str, Any], tmp_path: Path) -> None:
-    bundle["save_images"].__globals__["images"] = lambda: ["test-bundle/none:0"]
-    with pytest.raises(bundle["BundleError"], match="test-bundle/none:0 could not be saved"):
-        bundle["save_images"](tmp_path)
+def test_a_missing_image_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(bundle, "images", lambda: ["test-bundle/none:0"])
+    with pytest.raises(bundle.BundleError, match="test-bundle/none:0 could not be saved"):
+        bundle.save_images(tmp_path)
     assert list(tmp_path.iterdir()) == []

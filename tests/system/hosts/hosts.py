@@ -1,9 +1,8 @@
 """Test hosts: containers that behave like machines, with systemd, sshd and their own engine.
 
 `python tests/system/hosts/hosts.py up 3` makes host1 to host3 of ansible/inventories/test-hosts.yml
-and
-waits until each lets the user in by SSH; `down` removes them with their volumes. The hosts' image
-is made once by debootstrap (as root), from the mirror that DEBIAN_MIRROR names.
+and waits until each lets the user in by SSH; `down` removes them with their volumes. The image of
+the hosts is made once by debootstrap (as root), from the mirror that DEBIAN_MIRROR names.
 """
 
 import contextlib
@@ -102,8 +101,8 @@ def _image_exists() -> bool:
 
 
 def _own_mirror(release: str) -> str:
-    # ansible/ cannot be imported: its name is that of Ansible itself.
-    script = Path(__file__).resolve().parents[3] / "ansible" / "bundle.py"
+    # Not a package: its folder has the name of Ansible itself.
+    script = Path(__file__).resolve().parents[3] / "ansible/commands/bundle_packages.py"
     mirror: str = runpy.run_path(str(script))["own_mirror"](release)
     return mirror
 

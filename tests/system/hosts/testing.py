@@ -41,7 +41,13 @@ class Hosts:
         self.inventory.write_text(yaml.safe_dump(self.content))
 
     def run(self, command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        line = [sys.executable, "ansible/command.py", command, "--inventory", str(self.inventory)]
+        line = [
+            sys.executable,
+            "ansible/commands/hosts.py",
+            command,
+            "--inventory",
+            str(self.inventory),
+        ]
         return subprocess.run(
             [*line, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
         )

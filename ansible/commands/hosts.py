@@ -1,0 +1,148 @@
+"""Runs the playbooks for the make targets cluster-*, and shows their results.
+
+Every command takes an inventory and ends with a summary. The playbooks' output goes to stderr, so
+that with `--json` stdout contains the document alone.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from playbooks import ROOT, CommandError, progress, require_host, require_inventory, run, run_report
+from reports import show_checks, show_status
+
+DEFAULT_INVENTORY = ROOT / "hosts.yml"
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
+
+Inventory = Annotated[Path, typer.Option(help="The inventory", envvar="INVENTORY")]
+Limit = Annotated[str, typer.Option(help="Only these hosts (and the master's)", envvar="LIMIT")]
+Host = Annotated[str, typer.Option(help="The host's name in the inventory", envvar="HOST")]
+Json = Annotated[bool, typer.Option("--json", help="Print a JSON document")]
+Extra = Annotated[list[str] | None, typer.Argument(help="More arguments of ansible-playbook")]
+
+
+@app.command()
+def up(inventory: Inventory = DEFAULT_INVENTORY, limit: Limit = "", extra: Extra = None) -> None:
+    """Create a cluster of the hosts, or update it to the inventory and versions."""
+    raise typer.Exit(run("site", inventory, limit=limit, extra=extra))
+
+
+@app.command()
+def upgrade(
+    inventory: Inventory = DEFAULT_INVENTORY, limit: Limit = "", extra: Extra = None
+) -> None:
+    """Upgrade the cluster to this repository's versions, draining one host at a time."""
+    raise typer.Exit(run("upgrade", inventory, limit=limit, extra=extra))
+
+
+@app.command()
+def status(
+    inventory: Inventory = DEFAULT_INVENTORY,
+    limit: Limit = "",
+    as_json: Json = False,
+    extra: Extra = None,
+) -> None:
+    """Show hosts, slots, versions, data, images and experiments."""
+    report = run_report("status", inventory, limit, extra)
+    if as_json:
+        print(json.dumps(report, indent=2))
+    else:
+        show_status(report)
+    raise typer.Exit(int(not report["master"]["answers"]))
+
+
+@app.command()
+def doctor(
+    inventory: Inventory = DEFAULT_INVENTORY,
+    limit: Limit = "",
+    as_json: Json = False,
+    extra: Extra = None,
+) -> None:
+    """Check everything that trials need; exit status 1 if something is wrong."""
+    report = run_report("doctor", inventory, limit, extra)
+    failed = [check for check in report["checks"] if not check["ok"]]
+    if as_json:
+        print(json.dumps({"ok": not failed, "checks": report["checks"]}, indent=2))
+    else:
+        show_checks(report["checks"])
+    raise typer.Exit(int(bool(failed)))
+
+
+@app.command()
+def drain(host: Host = "", inventory: Inventory = DEFAULT_INVENTORY, extra: Extra = None) -> None:
+    """Let a host finish its trials and assign it no new ones."""
+    require_inventory(inventory)
+    require_host(inventory, host)
+    raise typer.Exit(run("drain", inventory, variables={"host": host}, extra=extra))
+
+
+@app.command()
+def undrain(host: Host = "", inventory: Inventory = DEFAULT_INVENTORY, extra: Extra = None) -> None:
+    """Let a drained host take trials again."""
+    require_inventory(inventory)
+    require_host(inventory, host)
+    raise typer.Exit(run("undrain", inventory, variables={"host": host}, extra=extra))
+
+
+@app.command()
+def remove(host: Host = "", inventory: Inventory = DEFAULT_INVENTORY, extra: Extra = None) -> None:
+    """Remove a host from the cluster once its trials have finished, and clean it."""
+    require_inventory(inventory)
+    require_host(inventory, host)
+    status = run("remove", inventory, variables={"host": host}, extra=extra)
+    if status == 0:
+        progress.print(f"Now remove {host} from {inventory}", style="bold")
+    raise typer.Exit(status)
+
+
+@app.command()
+def down(
+    inventory: Inventory = DEFAULT_INVENTORY,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask")] = False,
+    delete_data: Annotated[
+        bool, typer.Option("--delete-data", help="Delete database and checkpoints too")
+    ] = False,
+    extra: Extra = None,
+) -> None:
+    """Take the cluster down; data is kept unless --delete-data is given."""
+    require_inventory(inventory)
+    what = "and DELETE its database and checkpoints" if delete_data else "and keep its data"
+    if not yes:
+        typer.confirm(f"Take down the cluster of {inventory}, end its trials, {what}?", abort=True)
+    variables = {"decommission_delete_data": delete_data}
+    raise typer.Exit(run("down", inventory, variables=variables, extra=extra))
+
+
+@app.command()
+def backup(inventory: Inventory = DEFAULT_INVENTORY, extra: Extra = None) -> None:
+    """Write the master's database into backups/."""
+    raise typer.Exit(run("backup", inventory, extra=extra))
+
+
+@app.command()
+def restore(
+    file: Annotated[str, typer.Option(help="The file that a backup wrote", envvar="FILE")] = "",
+    inventory: Inventory = DEFAULT_INVENTORY,
+    extra: Extra = None,
+) -> None:
+    """Restore the master's database from a backup."""
+    if not file or not Path(file).is_file():
+        raise CommandError(f"FILE={file} is not a file; backups are in backups/")
+    variables = {"database_file": str(Path(file).resolve())}
+    raise typer.Exit(run("restore", inventory, variables=variables, extra=extra))
+
+
+def main() -> None:
+    """Run the command line; a usage error is one line, not a traceback."""
+    try:
+        app()
+    except CommandError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

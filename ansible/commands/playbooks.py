@@ -1,0 +1,93 @@
+"""Runs a playbook over the hosts of an inventory.
+
+The playbook's output goes to stderr, so that stdout contains only what the command prints.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+ROOT = Path(__file__).resolve().parents[2]
+PLAYBOOKS = ROOT / "ansible"
+# Ansible's programs next to this interpreter, whatever is on the PATH.
+BIN = Path(sys.executable).parent
+
+progress = Console(stderr=True, highlight=False)
+
+
+class CommandError(Exception):
+    """The request cannot be carried out; the message says what to do."""
+
+
+def environment() -> dict[str, str]:
+    """The variables that Ansible's programs need."""
+    return {
+        **os.environ,
+        "ANSIBLE_CONFIG": str(PLAYBOOKS / "ansible.cfg"),
+        "PATH": f"{BIN}:{os.environ.get('PATH', '')}",
+    }
+
+
+def require_inventory(inventory: Path) -> None:
+    """Raise an error that says how to make the inventory, if there is none."""
+    if inventory.exists():
+        return
+    example = (PLAYBOOKS / "inventories/example.yml").relative_to(ROOT)
+    raise CommandError(
+        f"there is no inventory {inventory}. Copy {example} to hosts.yml and enter your hosts, or "
+        "give another one: INVENTORY=ansible/inventories/single.yml is this machine alone"
+    )
+
+
+def require_host(inventory: Path, host: str) -> None:
+    """Raise an error that lists the agents, if the host is not one of them."""
+    listing = [str(BIN / "ansible-inventory"), "--inventory", str(inventory), "--list"]
+    done = subprocess.run(listing, env=environment(), capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise CommandError(f"{inventory} is not an inventory:\n{done.stderr.strip()}")
+    known = json.loads(done.stdout).get("agents", {}).get("hosts", [])
+    if host not in known:
+        given = f"{host!r} is not an agent in {inventory}" if host else "HOST= is missing"
+        raise CommandError(f"{given}; its agents are: {', '.join(known)}")
+
+
+def run(
+    playbook: str,
+    inventory: Path,
+    *,
+    limit: str = "",
+    variables: dict[str, Any] | None = None,
+    extra: list[str] | None = None,
+) -> int:
+    """Run a playbook with its output on stderr; return its exit status."""
+    require_inventory(inventory)
+    command = [str(BIN / "ansible-playbook"), "--inventory", str(inventory)]
+    # Always includes the master: every host needs its registry and API.
+    command += ["--limit", f"{limit},master"] if limit else []
+    for name, value in (variables or {}).items():
+        command += ["--extra-vars", json.dumps({name: value})]
+    command += [*(extra or []), str(PLAYBOOKS / f"{playbook}.yml")]
+    started = time.monotonic()
+    status = subprocess.run(command, env=environment(), stdout=sys.stderr, check=False).returncode
+    seconds = time.monotonic() - started
+    outcome = "done" if status == 0 else "failed: the first error above says why"
+    progress.print(f"cluster {playbook}: {outcome} ({seconds:.0f} s)", style="bold")
+    return status
+
+
+def run_report(playbook: str, inventory: Path, limit: str, extra: list[str] | None) -> Any:
+    """Run a playbook that writes a report; return the report."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "report.json"
+        variables = {"report_file": str(file)}
+        run(playbook, inventory, limit=limit, variables=variables, extra=extra)
+        if not file.exists():
+            raise CommandError("no report was written: the first error above says why")
+        return json.loads(file.read_text())
