@@ -16,7 +16,7 @@ SHORT: dict[str, Any] = {"epochs": 1, "warmup_epochs": 0, "cooldown_epochs": 0}
 
 
 @pytest.mark.slow
-def test_anchors_assigned_in_the_loader_give_the_same_run(mini_coco: Path, tmp_path: Path) -> None:
+def test_targets_assigned_in_the_loader_give_the_same_run(mini_coco: Path, tmp_path: Path) -> None:
     for name, beside_model in (("model", True), ("loader", False)):
         config = launched.write_config(
             tmp_path / name, mini_coco, **SHORT, bench_labeler=beside_model
