@@ -19,7 +19,7 @@ from bench.comparing import Comparison, run_comparison
 from bench.comparisons import COMPARISONS
 from bench.machine import (
     allocator_settings,
-    commit,
+    describe_commit,
     describe_machine,
     is_busy,
     keep_freed_memory,
@@ -28,7 +28,7 @@ from bench.machine import (
 )
 from bench.measuring import Settings
 from bench.plot import save_plot
-from bench.report import Run, markdown, print_report
+from bench.report import BenchmarkRun, markdown, print_report
 from bench.results import ComparisonResult
 from cocodata.files import write_atomically
 
@@ -111,7 +111,7 @@ def measure_all(
     return results, skipped
 
 
-def write_results(run: Run, folder: Path) -> list[Path]:
+def write_results(run: BenchmarkRun, folder: Path) -> list[Path]:
     """Write the run as JSON, Markdown and plots, in files named by date and machine."""
     folder.mkdir(parents=True, exist_ok=True)
     stem = folder / f"{run['made'][:10]}-{machine_name(run['machine'])}"
@@ -184,11 +184,11 @@ def main(
             seconds=0.2 if quick else None,
             console=console,
         )
-    run: Run = {
+    run: BenchmarkRun = {
         "format": FORMAT,
         "made": now,
         "quick": quick,
-        "commit": commit(),
+        "commit": describe_commit(),
         "machine": machine,
         "machine_busy": is_busy(machine),
         "allocator": allocator_settings(),

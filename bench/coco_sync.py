@@ -23,7 +23,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from bench.machine import commit, describe_machine, is_busy, machine_name
+from bench.machine import describe_commit, describe_machine, is_busy, machine_name
 from bench.network_lab import DATA, STORE, Lab, LabHost, why_unavailable
 from cocodata import DatasetFolder
 from cocodata.sync.control import SyncOptions, SyncRun
@@ -252,7 +252,7 @@ def main(
     now = datetime.now().astimezone().isoformat(timespec="seconds")
     document = {
         "made": now,
-        "commit": commit(),
+        "commit": describe_commit(),
         "machine": machine,
         "machine_busy": busy,
         "rate_mbit": rate,

@@ -61,7 +61,7 @@ def package_versions() -> dict[str, str]:
     return found
 
 
-def commit() -> dict[str, Any]:
+def describe_commit() -> dict[str, Any]:
     """Return the commit and whether there are changes to it; empty outside a Git checkout."""
     try:
         revision = _git("rev-parse", "HEAD")

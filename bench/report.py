@@ -6,13 +6,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-Run = dict[str, Any]
+BenchmarkRun = dict[str, Any]
 """The contents of the JSON file, from which all reports are made."""
 
 _COLUMNS = ("", "rate", "spread", "ratio", "pairs", "memory")
 
 
-def heading(run: Run) -> list[str]:
+def heading(run: BenchmarkRun) -> list[str]:
     """Return lines that describe the machine, the settings and the versions."""
     machine, settings = run["machine"], run["settings"]
     gpu = f", {machine['gpu']['name']}" if machine["gpu"] else ""
@@ -84,7 +84,7 @@ def notes(comparison: dict[str, Any]) -> list[str]:
     return sentences
 
 
-def markdown(run: Run) -> str:
+def markdown(run: BenchmarkRun) -> str:
     """Format the run as Markdown."""
     lines = ["# Benchmarks", "", *[f"- {line}" for line in heading(run)], ""]
     lines += [
@@ -109,7 +109,7 @@ def markdown(run: Run) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def print_report(run: Run, console: Console) -> None:
+def print_report(run: BenchmarkRun, console: Console) -> None:
     """Print the run as tables."""
     for line in heading(run):
         console.print(line, highlight=False, markup=False)
