@@ -204,19 +204,14 @@ coco-verify: setup ## Decode and hash all images (DATASET= DATA= REPAIR=1 ARCHIV
 coco-pack: setup ## Pack a verified data set into one image for coco-sync (DATASET= DATA= ARGS=)
 	@$(PY) -m cocodata pack "$(dataset_folder)" data/packed --name "$(DATASET)" $(ARGS)
 
-# The progress display writes to the terminal itself, since Ansible captures output.
-coco_playbook = ANSIBLE_CONFIG=ansible/ansible.cfg PATH="$(CURDIR)/.venv/bin:$$PATH" \
-    .venv/bin/ansible-playbook --inventory "$(INVENTORY)" $(if $(LIMIT),--limit "$(LIMIT)") \
-    --extra-vars "coco_dataset=$(DATASET) coco_bandwidth=$(BANDWIDTH) coco_terminal=$$(tty | grep ^/ || true)" \
-    $(1) $(ARGS) ansible/coco-sync.yml
-
 .PHONY: coco-sync
 coco-sync: setup ## Copy a packed data set to hosts (DATASET= INVENTORY= LIMIT= BANDWIDTH= ARGS=)
-	@$(coco_playbook)
+	@$(call on_hosts,coco-sync,--dataset "$(DATASET)" $(limited) \
+	    $(if $(BANDWIDTH),--bandwidth "$(BANDWIDTH)"))
 
 .PHONY: coco-verify-hosts
 coco-verify-hosts: setup ## Read all of it on the hosts (DATASET= INVENTORY= LIMIT= REPAIR=1 ARGS=)
-	@$(call coco_playbook,--extra-vars "coco_verify=true coco_repair=$(if $(REPAIR),true,false)")
+	@$(call on_hosts,coco-verify,--dataset "$(DATASET)" $(limited) $(if $(REPAIR),--repair))
 
 ##@ Develop
 

@@ -1,10 +1,11 @@
-"""Runs the playbooks for the make targets cluster-*, and shows their results.
+"""Runs the playbooks for the make targets cluster-* and coco-*, and shows their results.
 
 Every command takes an inventory and ends with a summary. The playbooks' output goes to stderr, so
 that with `--json` stdout contains the document alone.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -20,6 +21,10 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
 
 Inventory = Annotated[Path, typer.Option(help="The inventory", envvar="INVENTORY")]
 Limit = Annotated[str, typer.Option(help="Only these hosts (and the master's)", envvar="LIMIT")]
+Agents = Annotated[str, typer.Option(help="Only these hosts", envvar="LIMIT")]
+DataSet = Annotated[
+    str, typer.Option(help="The name that coco-pack gave the data set", envvar="DATASET")
+]
 Host = Annotated[str, typer.Option(help="The host's name in the inventory", envvar="HOST")]
 Json = Annotated[bool, typer.Option("--json", help="Print a JSON document")]
 Extra = Annotated[list[str] | None, typer.Argument(help="More arguments of ansible-playbook")]
@@ -134,6 +139,48 @@ def restore(
         raise CommandError(f"FILE={file} is not a file; backups are in backups/")
     variables = {"database_file": str(Path(file).resolve())}
     raise typer.Exit(run("restore", inventory, variables=variables, extra=extra))
+
+
+@app.command("coco-sync")
+def coco_sync(
+    dataset: DataSet = "coco",
+    inventory: Inventory = DEFAULT_INVENTORY,
+    limit: Agents = "",
+    bandwidth: Annotated[
+        str,
+        typer.Option(
+            help="The most that a host sends or receives, such as 500Mbit; default: no limit",
+            envvar="BANDWIDTH",
+        ),
+    ] = "",
+    extra: Extra = None,
+) -> None:
+    """Copy a packed data set to all agents, and switch them to it."""
+    raise typer.Exit(_run_coco(dataset, inventory, limit, extra, coco_bandwidth=bandwidth))
+
+
+@app.command("coco-verify")
+def coco_verify(
+    dataset: DataSet = "coco",
+    inventory: Inventory = DEFAULT_INVENTORY,
+    limit: Agents = "",
+    repair: Annotated[bool, typer.Option("--repair", help="Replace what is damaged")] = False,
+    extra: Extra = None,
+) -> None:
+    """Read all of a data set on the agents, and compare it with its hashes."""
+    variables = {"coco_verify": True, "coco_repair": repair}
+    raise typer.Exit(_run_coco(dataset, inventory, limit, extra, **variables))
+
+
+def _run_coco(
+    dataset: str, inventory: Path, limit: str, extra: list[str] | None, **variables: object
+) -> int:
+    # The progress display writes to the terminal itself, since Ansible captures output.
+    terminal = os.ttyname(sys.stdin.fileno()) if sys.stdin.isatty() else ""
+    variables |= {"coco_dataset": dataset, "coco_terminal": terminal}
+    # The master is not added to these hosts: it has no part in the transfer unless it is an agent.
+    limited = ["--limit", limit] if limit else []
+    return run("coco-sync", inventory, variables=variables, extra=[*limited, *(extra or [])])
 
 
 def main() -> None:

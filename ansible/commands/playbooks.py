@@ -78,7 +78,7 @@ def run(
     status = subprocess.run(command, env=environment(), stdout=sys.stderr, check=False).returncode
     seconds = time.monotonic() - started
     outcome = "done" if status == 0 else "failed: the first error above says why"
-    progress.print(f"cluster {playbook}: {outcome} ({seconds:.0f} s)", style="bold")
+    progress.print(f"{playbook}.yml: {outcome} ({seconds:.0f} s)", style="bold")
     return status
 
 

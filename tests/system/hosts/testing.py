@@ -1,7 +1,6 @@
 """A cluster on test hosts: its inventory, and the commands that people type on it."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -84,22 +83,9 @@ def version(packed: Path) -> str:
 
 def sync(cluster: Hosts, packed: Path) -> dict[str, int]:
     """Bring the data set to the hosts as `make coco-sync` does; return the counts of changes."""
-    started = time.monotonic()
-    outcome = subprocess.run(
-        [
-            str(Path(sys.executable).with_name("ansible-playbook")),
-            *("--inventory", str(cluster.inventory), "--extra-vars", f"coco_packed={packed}"),
-            "ansible/coco-sync.yml",
-        ],
-        cwd=ROOT,
-        env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible/ansible.cfg")},
-        capture_output=True,
-        text=True,
-        check=False,
+    return changed_tasks(
+        cluster.succeed("coco-sync", "--", "--extra-vars", f"coco_packed={packed}")
     )
-    assert outcome.returncode == 0, outcome.stdout + outcome.stderr
-    print(f"coco-sync: {time.monotonic() - started:.0f} s")
-    return changed_tasks(outcome.stdout)
 
 
 def train(*changes: str) -> subprocess.Popen[str]:
