@@ -5,7 +5,7 @@ main), with mode 600:
 
     master: https://10.0.0.1:8443
     user: determined
-    password: ...
+    password: ...                       # of a user who is not an administrator
     certificate: /path/to/ca.pem        # only for TLS with a private certificate authority
     template: name of the cluster's Determined template
     data: /data/coco                    # the data set's folder on the cluster's hosts
@@ -51,6 +51,8 @@ class MasterConnection:
     certificate: str | None = None
     # Folder on the hosts -> version of the data set that trials expect in it.
     versions: Mapping[str, str] = field(default_factory=dict)
+    # Where the password was read from; None for the connection file.
+    password_file: Path | None = None
 
     def environment(self) -> dict[str, str]:
         """Return the environment variables with which `det` talks to this cluster."""
@@ -131,6 +133,7 @@ def save_connection(connection: MasterConnection) -> Path:
     """Write a cluster's files with mode 600; return the path of the connection file."""
     content = {key: value for key, value in asdict(connection).items() if value is not None}
     del content["name"]
+    content.pop("password_file", None)
     write_secret(_versions_file(connection.name), yaml.safe_dump(dict(content.pop("versions"))))
     file = connection_file(connection.name)
     write_secret(file, yaml.safe_dump(content, sort_keys=False))
@@ -162,7 +165,7 @@ def translate_errors(connection: MasterConnection) -> Iterator[None]:
     except (api.errors.UnauthenticatedException, api.errors.ForbiddenException) as error:
         raise ClusterError(
             f"the master at {connection.master} rejects user {connection.user!r} with the "
-            f"password in {connection_file(connection.name)}"
+            f"password in {connection.password_file or connection_file(connection.name)}"
         ) from error
     except api.errors.APIException as error:
         raise ClusterError(

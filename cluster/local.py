@@ -6,7 +6,7 @@ import shutil
 import socket
 import string
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import requests
@@ -16,12 +16,15 @@ from cluster import docker
 from cluster.connection import (
     ROOT,
     MasterConnection,
+    connection_file,
     delete_connection,
+    load_connection,
     save_connection,
     write_secret,
 )
 from cluster.errors import ClusterError
 from cluster.template import local_template, set_template
+from cluster.users import ADMINISTRATOR, USER, ensure_user
 from cocodata import DatasetError
 from cocodata.format.manifest import read_manifest
 from tools.versions import read_variables, read_versions, task_image
@@ -79,22 +82,26 @@ class LocalCluster:
         self.compose(
             *("up", "--detach", "--wait", "--wait-timeout", "180", "--scale", f"agent={agents}")
         )
-        connection = MasterConnection(
+        administrator = MasterConnection(
             name=self.name,
             master=f"http://127.0.0.1:{port}",
-            user="admin",
+            user=ADMINISTRATOR,
             password=variables["ADMIN_PASSWORD"],
+            password_file=self.env_file,
             template=self.name,
             data=str(data.resolve()),
             versions={str(data.resolve()): version} if (version := _data_version(data)) else {},
         )
         self._save_cluster_id()
-        total_slots = wait_for_agents(connection, agents)
-        set_template(connection, local_template(image, self.state / "checkpoints"))
+        total_slots = wait_for_agents(administrator, agents)
+        set_template(administrator, local_template(image, self.state / "checkpoints"))
+        password = self._user_password()
+        ensure_user(administrator, password)
+        connection = replace(administrator, user=USER, password=password, password_file=None)
         file = save_connection(connection)
         console.print(
             f"The cluster is ready after {time.monotonic() - started:.0f} s: {connection.master}, "
-            f"{agents} agent(s), {total_slots} slots; user admin, password in "
+            f"{agents} agent(s), {total_slots} slots; user {USER}, password in "
             f"{file.relative_to(ROOT)}",
             highlight=False,
         )
@@ -165,6 +172,14 @@ class LocalCluster:
         lines = "".join(f"{key}={value}\n" for key, value in variables.items())
         write_secret(self.env_file, _HEADER + lines)
         return variables
+
+    def _user_password(self) -> str:
+        """Return the password of the account that experiments are submitted with."""
+        if connection_file(self.name).is_file():
+            connection = load_connection(self.name)
+            if connection.user == USER:
+                return connection.password
+        return make_password()
 
     def _require_port(self, port: int) -> None:
         """Check that the master's port is free or used by this cluster."""

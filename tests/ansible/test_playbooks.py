@@ -149,6 +149,11 @@ def test_master_configuration(rendered: Path) -> None:
     assert file.read_text().strip() == password
     assert file.stat().st_mode & 0o077 == 0
     assert master["db"]["password"] != password
+    connection = _yaml(rendered, "mount", "plain", "connection")
+    assert connection["user"] == "determined"
+    # Trials hold its token: it is no administrator, and has a password of its own.
+    assert connection["password"] not in (password, master["db"]["password"])
+    assert (rendered / "secrets/main/user_password").read_text().strip() == connection["password"]
 
 
 def test_s3_keys_come_from_the_secrets(rendered: Path) -> None:

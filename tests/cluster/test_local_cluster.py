@@ -121,6 +121,14 @@ def test_connections_are_private_and_round_trip() -> None:
         load_connection("here")
 
 
+def test_the_users_password_is_kept_unless_it_was_the_administrators(local: LocalCluster) -> None:
+    first = local._user_password()
+    save_connection(connection_to(8080, user="determined", password=first))
+    assert local._user_password() == first
+    save_connection(connection_to(8080, user="admin", password="the administrator's"))
+    assert local._user_password() not in (first, "the administrator's")
+
+
 def test_data_settings_mount_the_data_set_and_pin_its_version() -> None:
     """The default data set needs no mount; others are its sibling folders."""
     versions = {"/data/coco": "44c9", "/data/shapes": "77aa"}

@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from determined.common.api import bindings
 
+from cluster.connection import load_connection
 from tests import object_store as object_stores
 from tests.images import why_missing
 from tests.system.hosts import hosts as test_hosts
@@ -94,6 +96,9 @@ def test_up_from_bare_hosts(cluster: Hosts) -> None:
     assert status["master"]["answers"]
     assert [host["slots"] for host in status["hosts"]] == [2, 2, 2]
     assert len({host["image"] for host in status["hosts"]}) == 1
+    # The account of train-*, whose token trials hold.
+    user = bindings.get_GetMe(load_connection(NAME).session()).user
+    assert (user.username, user.admin) == ("determined", False)
 
 
 def test_second_converge_changes_nothing(cluster: Hosts) -> None:
