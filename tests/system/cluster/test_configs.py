@@ -119,5 +119,5 @@ def test_a_failed_experiment_is_reported(cluster: RealCluster) -> None:
     """The output has the log with the reason, and the exit status is 1."""
     run = train(cluster, "data.version=another", "max_restarts=0")
     assert run.returncode == 1, run.stdout + run.stderr
-    assert "the experiment is for another" in run.stdout.replace("\n", " ")
+    assert "the experiment needs another" in run.stdout.replace("\n", " ")
     assert "ended as ERROR" in run.stderr
