@@ -167,7 +167,7 @@ def test_a_host_with_a_different_version_of_the_data_set_is_reported(cluster: Ho
     output, _ = (training := train("data.version=another", "max_restarts=0")).communicate()
     assert training.returncode != 0
     message = " ".join(output.split())
-    assert "the experiment is for another" in message
+    assert "the experiment needs another" in message
     assert re.search(r"host[123]", message)
     assert cluster.status()["experiments"][0]["state"] == "ERROR"
 
