@@ -32,9 +32,11 @@ DATA_IN_TRIALS = "/data/coco"
 @app.command("up")
 def up_command(
     *,
-    data: Annotated[Path, typer.Option(help="Data set folder for trials.")],
+    data: Annotated[Path, typer.Option(help="Data set folder that trials read.")],
     agents: Annotated[int, typer.Option(min=1, help="Agents on this machine.")] = 1,
-    slots: Annotated[int, typer.Option(min=1, help="Slots per agent, if there are no GPUs.")] = 4,
+    slots: Annotated[
+        int, typer.Option(min=1, help="Slots per agent without GPUs; each GPU is a slot.")
+    ] = 4,
     port: Annotated[int, typer.Option(help="Port of the master on 127.0.0.1.")] = 8080,
 ) -> None:
     """Start the cluster on this machine."""

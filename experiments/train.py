@@ -84,9 +84,12 @@ def main(
             "May be repeated.",
         ),
     ] = None,
-    fresh: Annotated[bool, typer.Option(help="Delete an earlier run in the folder.")] = False,
+    fresh: Annotated[
+        bool, typer.Option(help="Delete an earlier run in the folder and start again.")
+    ] = False,
     skip_damaged: Annotated[
-        bool, typer.Option(help="Resume from the newest valid checkpoint.")
+        bool,
+        typer.Option(help="Resume from the newest valid checkpoint if the newest one is damaged."),
     ] = False,
 ) -> None:
     """Train EfficientDet, on a Determined cluster or without one."""

@@ -94,10 +94,20 @@ def make(
     *,
     out: Annotated[Path, typer.Option(help="The bundle's folder")] = Path("offline-bundle"),
     release: Annotated[
-        list[str] | None, typer.Option(help="A release of the hosts: bookworm, jammy, noble")
+        list[str] | None,
+        typer.Option(
+            help="The hosts' release: bookworm (default), jammy or noble; may be repeated"
+        ),
     ] = None,
-    mirror: Annotated[str, typer.Option(help="A mirror of the release's archive")] = "",
-    gpus: Annotated[bool, typer.Option(help="Include what hosts with NVIDIA GPUs need")] = True,
+    mirror: Annotated[
+        str,
+        typer.Option(
+            help="A mirror of the release; needed if it is not this machine's own release"
+        ),
+    ] = "",
+    gpus: Annotated[
+        bool, typer.Option(help="Include NVIDIA's container toolkit, for hosts with GPUs")
+    ] = True,
     repository: Annotated[
         str, typer.Option("--toolkit-repository", help="A mirror of NVIDIA's archive")
     ] = "",

@@ -19,7 +19,12 @@ DEFAULT_INVENTORY = ROOT / "hosts.yml"
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
 
-Inventory = Annotated[Path, typer.Option(help="The inventory", envvar="INVENTORY")]
+Inventory = Annotated[
+    Path,
+    typer.Option(
+        help="The hosts; ansible/inventories/single.yml: this machine", envvar="INVENTORY"
+    ),
+]
 Limit = Annotated[str, typer.Option(help="Only these hosts (and the master's)", envvar="LIMIT")]
 Agents = Annotated[str, typer.Option(help="Only these hosts", envvar="LIMIT")]
 DataSet = Annotated[
@@ -27,7 +32,10 @@ DataSet = Annotated[
 ]
 Host = Annotated[str, typer.Option(help="The host's name in the inventory", envvar="HOST")]
 Json = Annotated[bool, typer.Option("--json", help="Print a JSON document")]
-Extra = Annotated[list[str] | None, typer.Argument(help="More arguments of ansible-playbook")]
+Extra = Annotated[
+    list[str] | None,
+    typer.Argument(help="After -- (make adds it): arguments of ansible-playbook, such as --check"),
+]
 
 
 @app.command()
@@ -109,11 +117,11 @@ def down(
     inventory: Inventory = DEFAULT_INVENTORY,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask")] = False,
     delete_data: Annotated[
-        bool, typer.Option("--delete-data", help="Delete database and checkpoints too")
+        bool, typer.Option("--delete-data", help="Delete the database and checkpoints too")
     ] = False,
     extra: Extra = None,
 ) -> None:
-    """Take the cluster down; data is kept unless --delete-data is given."""
+    """Take the cluster down; the data sets stay, and database and checkpoints by default."""
     require_inventory(inventory)
     what = "and DELETE its database and checkpoints" if delete_data else "and keep its data"
     if not yes:

@@ -45,7 +45,9 @@ Archives = Annotated[
 ]
 ArchiveFolder = Annotated[
     Path | None,
-    typer.Option(help="Where zip files are kept; default: archives/ in the data set folder."),
+    typer.Option(
+        help="Where zip files are kept, or are already; default: archives/ in the data set folder."
+    ),
 ]
 Proxy = Annotated[
     str | None, typer.Option(help="Address of a proxy; default: from the environment.")

@@ -6,7 +6,10 @@ from typing import Annotated
 import typer
 
 Checkpoint = Annotated[
-    Path, typer.Option(help="A run's folder, one of its checkpoints, or a file of weights.")
+    Path,
+    typer.Option(
+        help="A run's folder, for its best checkpoint; one checkpoint; or a file of weights."
+    ),
 ]
 Model = Annotated[
     str | None,
