@@ -11,27 +11,27 @@ ifeq ($(origin CONFIG),undefined)
     local_overlay := experiments/overlays/mini.yaml
 endif
 CONFIG ?= experiments/const.yaml
-# The cluster that commands talk to: local is the one on this machine, main the inventory's.
+# The cluster that commands use: local is the one on this machine, main the one of hosts.yml.
 CLUSTER ?= main
 MINI_COCO := data/mini-coco
 PY := .venv/bin/python
 
-# The packages import each other by name from the repository's root.
+# Packages are imported from the repository's root and from data-prep.
 export PYTHONPATH := $(CURDIR):$(CURDIR)/data-prep
-# Keep compiled modules, outside the tree, even if the user's environment says not to: without them
-# each start of a program that imports torch takes 15 s more.
+# Cache compiled modules (in .cache), even if the user's environment says not to: without them, each
+# program that imports torch takes 15 s longer to start.
 unexport PYTHONDONTWRITEBYTECODE
 export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/pycache
-# glibc returns large blocks to the system as soon as they are freed, and a training step asks for
-# the same ones again: keeping them makes a step on a CPU up to four times as fast.
+# By default glibc returns large blocks to the system as soon as they are freed, and each training step
+# allocates them again. Keeping them makes a step on a CPU up to four times as fast.
 export MALLOC_MMAP_THRESHOLD_ := 34359738368
 export MALLOC_TRIM_THRESHOLD_ := 34359738368
 
 include versions.env
 
-# Set if a command is only asked for its options.
+# Set if the command only prints its help.
 asks_help = $(filter --help,$(ARGS))
-# Stops a target with a message if a variable that it needs is missing.
+# Stops a target with a message if a required variable is missing.
 need = $(if $($(1))$(asks_help),,$(error $(1)= is missing: make $@ $(2)))
 # The given data set, or the generated one.
 data_folder = $(or $(DATA),$(MINI_COCO))
@@ -68,8 +68,8 @@ follow: setup ## Follow a running experiment to its end (EXPERIMENT= CLUSTER=)
 	$(call need,EXPERIMENT,EXPERIMENT=12)
 	@$(PY) -m cluster follow "$(EXPERIMENT)" --cluster "$(CLUSTER)"
 
-# A folder or file here, or one downloaded from a cluster: EXPERIMENT= is an experiment's number or a
-# checkpoint's UUID.
+# A folder or file on this machine, or a checkpoint that is downloaded from a cluster: EXPERIMENT= is
+# an experiment's number or a checkpoint's UUID.
 find_checkpoint = checkpoint=$(if $(EXPERIMENT),"$$($(PY) -m cluster fetch "$(EXPERIMENT)" \
     --cluster "$(CLUSTER)")","$(CHECKPOINT)")
 
@@ -114,7 +114,7 @@ local-destroy: setup ## Remove the cluster on this machine with all its data (SU
 
 ##@ Your machines
 
-# Clusters on other machines (ansible/). INVENTORY= names them, ARGS= is passed to ansible-playbook.
+# Clusters on other machines (ansible/). INVENTORY= lists them; ARGS= is passed to ansible-playbook.
 INVENTORY ?= hosts.yml
 on_hosts = $(PY) ansible/commands/hosts.py $(1) --inventory "$(INVENTORY)" $(2) $(or $(asks_help),-- $(ARGS))
 limited = $(if $(LIMIT),--limit "$(LIMIT)")
@@ -128,7 +128,7 @@ cluster-status: setup ## Show hosts, slots, versions, experiments (INVENTORY= LI
 	@$(call on_hosts,status,$(limited) $(if $(JSON),--json))
 
 .PHONY: cluster-doctor
-cluster-doctor: setup ## Check all that trials need, with remedies (INVENTORY= LIMIT= JSON=1 ARGS=)
+cluster-doctor: setup ## Check what trials need; print remedies (INVENTORY= LIMIT= JSON=1 ARGS=)
 	@$(call on_hosts,doctor,$(limited) $(if $(JSON),--json))
 
 .PHONY: cluster-drain
@@ -172,7 +172,7 @@ offline-bundle: setup ## Collect what hosts without internet need (OUT=offline-b
 
 # DATASET= names a data set other than COCO 2017.
 DATASET ?= coco
-# The folder that it is downloaded to and packed from.
+# The folder on this machine that contains it.
 dataset_folder = $(or $(DATA),data/$(DATASET))
 archive_options = $(foreach archive,$(ARCHIVES),--archive '$(archive)') $(if $(PROXY),--proxy "$(PROXY)")
 
@@ -210,7 +210,7 @@ coco-sync: setup ## Copy a packed data set to hosts (DATASET= INVENTORY= LIMIT= 
 	    $(if $(BANDWIDTH),--bandwidth "$(BANDWIDTH)"))
 
 .PHONY: coco-verify-hosts
-coco-verify-hosts: setup ## Read all of it on the hosts (DATASET= INVENTORY= LIMIT= REPAIR=1 ARGS=)
+coco-verify-hosts: setup ## Check a data set on the hosts (DATASET= INVENTORY= LIMIT= REPAIR=1 ARGS=)
 	@$(call on_hosts,coco-verify,--dataset "$(DATASET)" $(limited) $(if $(REPAIR),--repair))
 
 ##@ Develop
@@ -218,7 +218,7 @@ coco-verify-hosts: setup ## Read all of it on the hosts (DATASET= INVENTORY= LIM
 .PHONY: help
 help: ## List the targets with their variables
 	@printf '%s\n' 'Variables follow the target: make train-local DATA=/data/coco OUT=runs/d0' \
-	    'ARGS= passes on further options; ARGS=--help explains them: make train-local ARGS=--help'
+	    'ARGS= passes more options to the command; ARGS=--help explains them: make train-local ARGS=--help'
 	@awk -F ':.*## ' '/^##@ / {print "\n" substr($$0, 5)} \
 	    /^[a-z-]+:.*## / {printf "  %-17s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
@@ -248,7 +248,7 @@ test-cluster: setup ## Run the tests that need Docker and Determined's images (T
 	@$(PY) -m pytest -m cluster $(or $(TESTS),tests/system/cluster)
 
 .PHONY: test-hosts
-test-hosts: setup ## A cluster's whole life (TEST_HOSTS_PROXY= TEST_HOSTS_BUNDLE= TEST_HOSTS_IMAGE=)
+test-hosts: setup ## Test a cluster on hosts (TEST_HOSTS_PROXY= TEST_HOSTS_BUNDLE= TEST_HOSTS_IMAGE=)
 	@TEST_HOSTS=yes $(PY) -m pytest -m cluster tests/system/hosts
 
 .PHONY: lint

@@ -19,14 +19,14 @@ LAYER = '{{.Size}}\t{{truncate (join (split .CreatedBy "/bin/bash -euo pipefail 
 
 
 def build_command(name: str, base: str, more: list[str]) -> list[str]:
-    """The command that builds, with what this machine needs to reach package registries."""
+    """The build command, with the proxy, certificates and package index that this machine uses."""
     command = ["docker", "build", "--network", "host"]
     command += ["--file", "docker/Dockerfile", "--tag", name, "--build-arg", f"BASE_IMAGE={base}"]
     command += ["--build-arg", f"REVISION={_revision()}"]
     for proxy in ("http_proxy", "https_proxy", "no_proxy"):
         if proxy in os.environ or proxy.upper() in os.environ:
             command += ["--build-arg", proxy]
-    # A bundle that was named for this machine's own programs is there for a reason.
+    # If this machine needs a certificate bundle of its own, so does the build.
     certificates = os.environ.get("SSL_CERT_FILE")
     if certificates and Path(certificates).is_file():
         command += ["--secret", f"id=ca_certificates,src={certificates}"]

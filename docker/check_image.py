@@ -1,4 +1,4 @@
-"""Checks at the end of the image's build: everything that a trial calls is there and works.
+"""Checks at the end of the image's build that everything a trial uses is there and works.
 
     python docker/check_image.py environment
     python docker/check_image.py project
@@ -32,7 +32,7 @@ assert total.tolist() == [1.0, 3.0, 5.0, 7.0, 9.0], total
 
 
 class CheckError(Exception):
-    """A check did not find what the image must have."""
+    """Something is missing from the image, or does not work."""
 
 
 def locked_versions(lock: Path) -> dict[str, str]:
@@ -48,7 +48,7 @@ def _normalise(name: str) -> str:
 
 
 def check_versions(lock: Path) -> str:
-    """Every installed package has the lock's version."""
+    """Every installed package has the version in the lock."""
     pins = locked_versions(lock)
     installed = {
         _normalise(distribution.metadata["Name"]): distribution.version
@@ -74,7 +74,7 @@ def check_torch() -> str:
         raise CheckError(f"torch is built for CUDA {torch.version.cuda}, not 13")
     for library in ("libcudart.so.13", "libcublas.so.13", "libnccl.so.2", "libcudnn.so.9"):
         try:
-            ctypes.CDLL(library)  # importing torch has loaded them, so the plain name resolves
+            ctypes.CDLL(library)  # found by name, because importing torch has loaded them
         except OSError as error:
             raise CheckError(f"{library} does not load: {error}") from error
     nccl = ".".join(str(part) for part in torch.cuda.nccl.version())
@@ -105,7 +105,7 @@ def check_dali() -> str:
 
 
 def check_horovod() -> str:
-    """Horovod has NCCL and Gloo, and adds up over two processes."""
+    """Horovod has NCCL and Gloo, and an all-reduce over two processes is correct."""
     build = _output(["horovodrun", "--check-build"])
     for part in ("PyTorch", "NCCL", "Gloo"):
         if f"[X] {part}" not in build:
@@ -114,21 +114,21 @@ def check_horovod() -> str:
         script = Path(folder, "all_reduce.py")
         script.write_text(ALL_REDUCE)
         _output(["horovodrun", "--gloo", "-np", "2", sys.executable, str(script)])
-    return "Horovod with NCCL and Gloo; two processes add up"
+    return "Horovod with NCCL and Gloo; all-reduce over two processes"
 
 
 def check_programs() -> str:
-    """What Determined's launchers and hosts call is on the PATH."""
+    """The programs that Determined's launchers call are on the PATH."""
     for command in (["bash", "--version"], ["det", "--version"], ["ssh", "-V"]):
         _output(command)
     for path in ("/usr/sbin/sshd", "/run/sshd"):
         if not Path(path).exists():
-            raise CheckError(f"{path} is missing, which launches over several hosts need")
+            raise CheckError(f"{path} is missing, which trials on several hosts need")
     return _output(["python3", "--version"]).strip()
 
 
 def check_project() -> str:
-    """The training script starts, and builds the detector."""
+    """The training script starts, and the detector can be built."""
     script = HERE.parent / "experiments" / "train.py"
     _output([sys.executable, str(script), "--help"])
     sys.path[:0] = [str(HERE.parent)]
@@ -161,7 +161,7 @@ CHECKS: dict[str, dict[str, Callable[[], str]]] = {
 
 def main(group: str) -> int:
     """Run a group of checks; return the exit status."""
-    # A user whom the system does not know has no home: libraries want one that they can write to.
+    # A user without an entry in /etc/passwd has no home folder, and libraries write to it.
     Path(os.environ.get("HOME", "/tmp")).mkdir(parents=True, exist_ok=True)  # noqa: S108
     checks = CHECKS[group]
     failed = 0

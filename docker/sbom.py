@@ -1,4 +1,4 @@
-"""Writes the image's software bill of materials: its Debian and Python packages, as CycloneDX 1.6.
+"""Writes the image's software bill of materials: Debian and Python packages, as CycloneDX 1.6.
 
 python docker/sbom.py OUT
 """
@@ -55,7 +55,7 @@ def _component(name: str, version: str, purl: str, licence: str) -> dict[str, An
 
 def main(out: Path) -> None:
     """Write the bill to `out`."""
-    # A package that lies twice on the path is named once.
+    # A package that is found twice on the path is listed once.
     components = {row["purl"]: row for row in debian_components() + python_components()}
     listed = [components[purl] for purl in sorted(components)]
     content = {

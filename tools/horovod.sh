@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs Horovod into .venv from a wheel that is built once for each version of torch.
-# With --if-built, only if that was done before.
+# Installs Horovod into .venv. Its wheel is built once per version of torch; with --if-built, Horovod is
+# installed only if the wheel is there already.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

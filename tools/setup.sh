@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Makes .venv from requirements.lock; does nothing where that is done already.
-# Takes Python 3.11, 3.12 or 3.13. PYTHON names another one than the first on the PATH. Where the
-# machine has none of them, uv downloads one.
+# Creates .venv from requirements.lock, unless it is up to date.
+# Uses the first Python 3.11, 3.12 or 3.13 on the PATH, or the one that PYTHON names. If the machine has
+# none of them, uv downloads one.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-# What uv downloads where there is no Python to use: the version that the task image has.
+# The version that uv downloads if necessary: that of the task image.
 downloaded=3.11
 
 die() {
@@ -12,8 +12,8 @@ die() {
     exit 1
 }
 
-# Whether a command is a Python that satisfies a condition. It is run, not only looked up: a version
-# manager's shim may stand for nothing.
+# Whether a command is a Python that satisfies a condition. Runs it, because a version manager's shim
+# may exist for a version that is not installed.
 is_python() {
     "$1" -c "import sys; sys.exit(not ($2))" 2>/dev/null
 }
@@ -32,7 +32,7 @@ find_supported() {
     done
 }
 
-# Any Python that can make an environment for uv.
+# Any Python that can create an environment for uv.
 find_any() {
     local candidate
     for candidate in python3 python python3.14 python3.10 python3.9; do
@@ -56,7 +56,7 @@ install_uv() { # PYTHON
     cp requirements-uv.txt .uv/.made-from
 }
 
-# Sets `python` to one that uv has downloaded, now or earlier.
+# Sets `python` to a Python that uv has downloaded, now or earlier.
 download_python() {
     local uv any
     if [[ -x .uv/bin/uv ]]; then
@@ -65,7 +65,7 @@ download_python() {
         uv=uv
     else
         any=$(find_any)
-        [[ -n $any ]] || die "no Python 3.11, 3.12 or 3.13 was found, and nothing to download one with." \
+        [[ -n $any ]] || die "no Python 3.11, 3.12 or 3.13 was found, and nothing that could download one." \
             "Debian and Ubuntu: apt install python3-venv. Or install uv (https://docs.astral.sh/uv)." \
             "If there is a Python that is not on the PATH: make setup PYTHON=/path/to/python3.12"
         install_uv "$any"
@@ -104,7 +104,7 @@ fi
 
 install_uv "$python"
 
-# Written last: an interrupted setup starts again where it stopped.
+# Written last, so that an interrupted setup continues the next time.
 rm -f "$stamp"
 version=$("$python" -c 'import sys; print(sys.version_info[:2])')
 if ! is_python .venv/bin/python "sys.version_info[:2] == $version"; then
@@ -112,6 +112,6 @@ if ! is_python .venv/bin/python "sys.version_info[:2] == $version"; then
 fi
 echo "Installing the locked packages into .venv (6 GB; the first time they are downloaded)"
 .uv/bin/uv pip sync --python .venv/bin/python --require-hashes requirements.lock
-# The sync has removed what the lock does not name.
+# The sync has removed Horovod, which is not in the lock.
 tools/horovod.sh --if-built
 printf '%s\n' "$wanted" >"$stamp"

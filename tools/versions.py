@@ -1,7 +1,7 @@
-"""Reads versions.env: the versions and images that everything here is built and run with.
+"""Reads versions.env: the versions and images that the project uses.
 
-The Makefile includes that file, docker/image-name.sh sources it and Ansible looks names up in it;
-everything in Python reads it here.
+The Makefile includes that file, docker/image-name.sh sources it and Ansible reads single values;
+Python code reads it only through this module.
 """
 
 import subprocess
@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def read_variables(file: Path) -> dict[str, str]:
-    """The variables of a file of NAME=VALUE lines; none if there is no such file."""
+    """The variables in a file of NAME=VALUE lines; empty if the file does not exist."""
     if not file.is_file():
         return {}
     lines = (line.strip() for line in file.read_text().splitlines())
@@ -25,6 +25,6 @@ def read_versions() -> dict[str, str]:
 
 
 def task_image() -> str:
-    """The task image's name; its tag is a hash of what the image is made from."""
+    """The task image's name; its tag is a hash of what the image is built from."""
     command = [str(ROOT / "docker" / "image-name.sh")]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

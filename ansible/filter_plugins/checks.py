@@ -148,7 +148,7 @@ def _disks(probe: Mapping[str, Any], host: str, settings: Mapping[str, Any]) -> 
         if name == "disk for images":
             needs = 1.0 if probe["provisioned"] else float(gigabytes)
         else:
-            # Copied there by coco-sync, or in some other way.
+            # coco-sync, or something else, has copied the data set there.
             present = probe["disks"][settings["data_path"]]["exists"]
             needs = 0.0 if present else float(gigabytes)
         free = disk["free"] / GIB - taken[disk["device"]]

@@ -24,7 +24,7 @@ def expected_units(services: Mapping[str, Service], groups: Iterable[str]) -> li
 
 
 def removable_units(services: Mapping[str, Service]) -> list[str]:
-    """Return the units to stop on a host that leaves the cluster, whatever ran on it, in order.
+    """Return, in order, the units to stop on a host that leaves the cluster.
 
     The timers of health checks come first, so that none restarts a service that was stopped.
     """
@@ -53,7 +53,6 @@ class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by the names that templates use."""
         return {
-            "expected_units": expected_units,
             "removable_units": removable_units,
             "preflight_ports": preflight_ports,
             "service_images": service_images,

@@ -187,7 +187,7 @@ def _read(file: Path) -> Settings:
 
 
 def _write(file: Path, text: str | None) -> None:
-    """Replace a file in one step, keeping its mode; without a text, remove it."""
+    """Replace a file in one step, keeping its mode; remove it if there is no text."""
     if text is None:
         file.unlink(missing_ok=True)
         return
@@ -222,7 +222,7 @@ def validate(settings: Mapping[str, Any], file: Path) -> None:
 
 
 def _answers(seconds: float, *, live_restore: bool = False) -> bool:
-    """Wait until the engine answers, and has live-restore switched on if that is asked for."""
+    """Wait until the engine answers, and has live-restore switched on if `live_restore`."""
     deadline = time.monotonic() + seconds
     while True:
         info = _info()

@@ -151,7 +151,7 @@ def test_master_configuration(rendered: Path) -> None:
     assert master["db"]["password"] != password
     connection = _yaml(rendered, "mount", "plain", "connection")
     assert connection["user"] == "determined"
-    # Trials hold its token: it is no administrator, and has a password of its own.
+    # Trials have its token: it is not an administrator, and has a password of its own.
     assert connection["password"] not in (password, master["db"]["password"])
     assert (rendered / "secrets/main/user_password").read_text().strip() == connection["password"]
 

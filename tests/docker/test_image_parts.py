@@ -1,4 +1,4 @@
-"""The image's parts that need no engine: names, versions, the build's command."""
+"""Parts of the image that need no Docker: names, versions, the build command."""
 
 import importlib.util
 import json
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def load(name: str) -> ModuleType:
-    """A script of docker/, which is no package."""
+    """A script in docker/, which is not a package."""
     spec = importlib.util.spec_from_file_location(name, ROOT / "docker" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
@@ -33,7 +33,7 @@ def test_the_dockerfile_defaults_to_the_base_in_the_versions_file() -> None:
 
 @pytest.fixture
 def copied(tmp_path: Path) -> Path:
-    """A copy of what the image's name depends on."""
+    """A copy of the files that the image's name depends on."""
     for part in ("versions.env", "pyproject.toml", "requirements.lock", "requirements-uv.txt"):
         shutil.copy(ROOT / part, tmp_path)
     (tmp_path / "docker").mkdir()
@@ -64,7 +64,7 @@ def name_of_image(repository: Path) -> str:
         ("docker/cuda-compiler.txt", "nvidia-nvvm==", "nvidia-nvvm==1"),
     ],
 )
-def test_the_image_is_renamed_with_what_it_is_made_from(
+def test_the_image_is_renamed_if_its_contents_change(
     copied: Path, file: str, old: str, new: str
 ) -> None:
     before = name_of_image(copied)
@@ -85,7 +85,7 @@ def test_the_image_is_renamed_with_what_it_is_made_from(
         ("docker/image-name.sh", "set -euo pipefail", "set -euo pipefail # strict"),
     ],
 )
-def test_the_image_keeps_its_name_with_what_it_does_not_hold(
+def test_the_image_keeps_its_name_if_only_other_files_change(
     copied: Path, file: str, old: str, new: str
 ) -> None:
     before = name_of_image(copied)
@@ -95,7 +95,7 @@ def test_the_image_keeps_its_name_with_what_it_does_not_hold(
     assert name_of_image(copied) == before
 
 
-def test_versions_are_held_against_the_lock(tmp_path: Path) -> None:
+def test_versions_are_compared_with_the_lock(tmp_path: Path) -> None:
     check_image = load("check_image")
     pins = check_image.locked_versions(ROOT / "requirements.lock")
     assert pins["torch"] == "2.14.1"
@@ -106,7 +106,7 @@ def test_versions_are_held_against_the_lock(tmp_path: Path) -> None:
         check_image.check_versions(wrong)
 
 
-def test_secrets_and_proxies_reach_the_build_and_stay_out_of_it(
+def test_secrets_and_proxies_reach_the_build_but_not_the_image(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     build_image = load("build_image")

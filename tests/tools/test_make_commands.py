@@ -14,7 +14,7 @@ LOCKS = ("requirements.lock", "requirements-uv.txt", "docker/horovod.txt")
 
 
 def _lines(name: str) -> list[str]:
-    """The lines of a lock file, one a package."""
+    """The lines of a lock file, one for each package."""
     text = re.sub(r"#.*", "", (ROOT / name).read_text()).replace("\\\n", " ")
     return list(filter(str.strip, text.splitlines()))
 
@@ -97,7 +97,7 @@ def test_help_lists_every_target() -> None:
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
-    """What `make setup` needs of the repository, without an environment."""
+    """The files that `make setup` needs, without an environment."""
     folder = tmp_path / "clone"
     for name in ("Makefile", "tools/setup.sh", "tools/horovod.sh", *LOCKS):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -151,7 +151,7 @@ def test_missing_venv_module_is_named(clone: Path) -> None:
     assert "its venv or ensurepip module is missing" in outcome.stderr
 
 
-# Stands in for uv. Its Python has no venv module, so that setup stops there and names it.
+# A substitute for uv. Its Python has no venv module, so that setup stops there with an error.
 UV = 'case "$*" in *find*) echo downloaded-python;; *) echo "$*" >>uv-calls;; esac'
 DOWNLOADED = {"downloaded-python": "exit 1"}
 
