@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from cocodata.sync.connection import DATASET_PROGRAM, SWARM_MODULES
+from container_images.send import PROGRAM
+
 ROOT = Path(__file__).parent.parent
 PACKAGES = {
     "cocodata": ROOT / "data-prep" / "cocodata",
@@ -19,7 +22,7 @@ PACKAGES = {
         name: ROOT / name
         for name in (
             *("model", "reporting", "experiments", "cluster"),
-            *("bench", "docker", "ansible", "tools"),
+            *("container_images", "bench", "docker", "ansible", "tools"),
         )
     },
 }
@@ -35,7 +38,10 @@ LAYERS = {
     ],
 }
 # Run on hosts that have nothing but the standard library and these modules.
-SENT_TO_HOSTS = {f"cocodata.sync.{name}" for name in ("torrent", "store", "agent")}
+SENT_TO_HOSTS = {
+    *(f"cocodata.sync.{name}" for name in ("torrent", "store", "agent")),
+    *(f"container_images.{name}" for name in ("archive", "engine", "host")),
+}
 
 
 def modules() -> dict[str, Path]:
@@ -131,6 +137,7 @@ def test_layers_import_only_downwards(package: str) -> None:
 
 
 def test_what_is_sent_to_hosts_needs_nothing_else() -> None:
+    assert {*SWARM_MODULES, *DATASET_PROGRAM.modules, *PROGRAM.modules} == SENT_TO_HOSTS
     for module in SENT_TO_HOSTS:
         of_project = {name for name in IMPORTS[module] if name in FILES}
         assert of_project <= SENT_TO_HOSTS, module

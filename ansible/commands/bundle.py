@@ -6,9 +6,7 @@ Making it needs apt-get for the hosts' packages, pip for the wheels and Docker f
 """
 
 import json
-import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -29,9 +27,14 @@ from bundle_packages import (  # noqa: E402
     toolkit_repository,
 )
 from cocodata.files import atomic_path, file_digest, write_atomically  # noqa: E402
+from container_images.bundle import load_images, save_images  # noqa: E402
+from container_images.errors import ImageError  # noqa: E402
+from container_images.export import BlobCache  # noqa: E402
 from tools.versions import read_versions, task_image  # noqa: E402
 
 MANIFEST = "bundle.json"
+# Where the role image keeps layers too.
+CACHE = ROOT / ".cache/container-images"
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
 console = Console(highlight=False)
@@ -48,21 +51,6 @@ def require_zstd() -> None:
     """Stop before any work if images cannot be compressed or unpacked."""
     if shutil.which("zstd") is None:
         raise BundleError("zstd is missing: apt install zstd")
-
-
-def save_images(folder: Path) -> None:
-    """Write each image into a compressed archive."""
-    for name in images():
-        file = folder / (re.sub(r"[^\w.-]+", "_", name) + ".tar.zst")
-        console.print(f"image {name}")
-        with atomic_path(file) as temporary:
-            save = subprocess.Popen(["docker", "save", name], stdout=subprocess.PIPE)
-            command = ["zstd", "--quiet", "--threads=0", "--force", "-o", str(temporary)]
-            packed = subprocess.run(command, stdin=save.stdout, check=False).returncode
-            if save.wait() or packed:
-                raise BundleError(
-                    f"{name} could not be saved: is it built or pulled (docker images)?"
-                )
 
 
 def download_wheels(folder: Path) -> None:
@@ -129,7 +117,7 @@ def make(
             download_packages(name, file, mirror, toolkit)
     if not packages_only:
         download_wheels(out / "wheels")
-        save_images(out / "images")
+        save_images(BlobCache(CACHE), images(), out / "images", console.print)
     sizes = write_manifest(out)
     console.print(f"[bold]{out}: {len(sizes)} files, {sum(sizes) / 1e9:.2f} GB[/]")
 
@@ -146,15 +134,7 @@ def load(bundle: Annotated[Path, typer.Argument(help="The bundle's folder")]) ->
         file = bundle / name
         if not file.is_file() or file_digest(file) != entry["sha256"]:
             raise BundleError(f"{file} is missing or damaged: copy the bundle again")
-    for name in filter(lambda name: name.startswith("images/"), entries):
-        console.print(name)
-        unpack = subprocess.Popen(
-            ["zstd", "--quiet", "--decompress", "--stdout", str(bundle / name)],
-            stdout=subprocess.PIPE,
-        )
-        loaded = subprocess.run(["docker", "load"], stdin=unpack.stdout, check=False)
-        if unpack.wait() or loaded.returncode:
-            raise BundleError(f"{name} could not be loaded")
+    load_images(bundle / "images", console.print)
     console.print(
         f"[bold]{len(entries)} files are intact; set offline_bundle: {bundle.resolve()}[/]"
     )
@@ -163,5 +143,5 @@ def load(bundle: Annotated[Path, typer.Argument(help="The bundle's folder")]) ->
 if __name__ == "__main__":
     try:
         app()
-    except BundleError as error:
+    except (BundleError, ImageError) as error:
         sys.exit(f"error: {error}")

@@ -69,7 +69,7 @@ def run(
     """Run a playbook with its output on stderr; return its exit status."""
     require_inventory(inventory)
     command = [str(BIN / "ansible-playbook"), "--inventory", str(inventory)]
-    # Always includes the master: every host needs its registry and API.
+    # Always includes the master: every host needs its API.
     command += ["--limit", f"{limit},master"] if limit else []
     for name, value in (variables or {}).items():
         command += ["--extra-vars", json.dumps({name: value})]

@@ -29,6 +29,7 @@ Check = dict[str, Any]
 GROUPS = {"master": "master", "agent": "agents"}
 # Reading less than this says nothing about a disk.
 MINIMUM_BYTES = 100_000_000
+REMEDY_IMAGE = "run make cluster-upgrade, which brings this machine's images to the hosts"
 SEE_LOG = "find the cause with journalctl --unit {unit} on {host}, then systemctl restart {unit}"
 
 
@@ -146,13 +147,22 @@ def _database(host: str, state: Mapping[str, Any]) -> list[Check]:
 def _image(
     host: str, row: Mapping[str, Any], state: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> list[Check]:
-    wanted = settings["cluster_image"]
-    images = state["images"]
-    same = bool(images) and wanted in ("", images[0]["Id"])
-    message = row["image"] or "missing"
-    if images and not same:
-        message = f"{message} differs from this machine's"
-    return [checks.check(host, "task image", same, message, "run make cluster-upgrade")]
+    """Compare each image of the host with this machine's, if that was possible."""
+    states = settings["images"].get("states", {}).get(host)
+    if states is None:
+        present = bool(state["images"])
+        message = row["image"] or "missing"
+        return [checks.check(host, "task image", present, message, REMEDY_IMAGE)]
+    return [
+        checks.check(
+            host,
+            "task image" if image == settings["task_image"] else f"image {image}",
+            found == "ok",
+            "as on this machine" if found == "ok" else f"{image} is {found}",
+            REMEDY_IMAGE,
+        )
+        for image, found in states.items()
+    ]
 
 
 def _agent(

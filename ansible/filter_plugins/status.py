@@ -63,11 +63,8 @@ def _host(host: str, state: Mapping[str, Any], agent: Mapping[str, Any] | None) 
 
 
 def image_digest(images: list[Mapping[str, Any]]) -> str | None:
-    """Return an image's digest in a registry, or its id on the host if it came from none."""
-    if not images:
-        return None
-    digests = [name.split("@")[1] for name in images[0].get("RepoDigests") or () if "@" in name]
-    return digests[0] if digests else str(images[0]["Id"])
+    """Return an image's id on the host."""
+    return str(images[0]["Id"]) if images else None
 
 
 def _experiment(experiment: Mapping[str, Any]) -> dict[str, Any]:

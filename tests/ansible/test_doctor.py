@@ -11,16 +11,15 @@ import yaml
 from tests.ansible.conftest import ANSIBLE
 from tests.ansible.test_preflight import SETTINGS, VALID_PROBE
 
-IMAGE = {"Id": "sha256:image", "RepoDigests": ["10.0.0.1:5443/trial@sha256:manifest"]}
+IMAGE = {"Id": "sha256:image"}
 UNITS = {
-    f"determined-{name}.service": "active"
-    for name in ("agent", "master", "postgres", "registry", "firewall")
+    f"determined-{name}.service": "active" for name in ("agent", "master", "postgres", "firewall")
 }
 SERVICES = yaml.safe_load((ANSIBLE / "group_vars/all/services.yml").read_text())["cluster_services"]
 # The templates of these are true in the cluster of this file.
-SERVICES["registry"]["enabled"] = SERVICES["firewall"]["enabled"] = True
+SERVICES["firewall"]["enabled"] = True
 DOCTOR_SETTINGS = {
-    "cluster_image": "sha256:image",
+    "task_image": "trial:1",
     "read_mb_per_s": 50,
     "storage_location": "/mnt/shared",
     "storage_remedy": "mount the same storage there",
@@ -52,6 +51,8 @@ class Cluster:
             }
             for number, name in enumerate(("node1", "node2"), 1)
         }
+        # Host -> image -> compared with this machine's.
+        self.images = {name: {"trial:1": "ok", "agent:1": "ok"} for name in self.hosts}
         slot = {"container": None}
         self.api: dict[str, Any] = {
             "url": "https://10.0.0.1:8443",
@@ -87,7 +88,8 @@ def cluster() -> Cluster:
 
 def _checks(cluster: Cluster, doctor: ModuleType, status: ModuleType) -> list[dict[str, Any]]:
     found = status.cluster_status(cluster.hosts, cluster.api, "main", "trial:1")
-    checks = doctor.doctor_checks(cluster.hosts, found, cluster.measurements, DOCTOR_SETTINGS)
+    settings = {**DOCTOR_SETTINGS, "images": {"states": cluster.images}}
+    checks = doctor.doctor_checks(cluster.hosts, found, cluster.measurements, settings)
     return list(checks)
 
 
@@ -103,6 +105,15 @@ def test_a_healthy_cluster_passes(cluster: Cluster, doctor: ModuleType, status: 
     messages = {check["message"] for check in found}
     assert "1.2 GB/s over 2 hosts (gloo)" in messages
     assert "500 MB/s uncached, over 1000 MB" in messages
+
+
+def test_without_this_machines_images_those_of_hosts_must_exist(
+    cluster: Cluster, doctor: ModuleType, status: ModuleType
+) -> None:
+    cluster.images.clear()
+    assert _failed(cluster, doctor, status) == []
+    cluster.hosts["node2"]["images"].clear()
+    assert _failed(cluster, doctor, status) == [("node2", "task image")]
 
 
 def test_an_unreachable_host_is_reported(
@@ -140,10 +151,10 @@ def test_a_master_that_does_not_answer_is_reported(
             lambda c: c.hosts["node2"]["probe"].update(exposed=[{"port": 5432}]),
             [("node2", "database closed")],
         ),
-        (lambda c: c.hosts["node2"].update(images=[]), [("node2", "task image")]),
+        (lambda c: c.images["node2"].update({"trial:1": "missing"}), [("node2", "task image")]),
         (
-            lambda c: c.hosts["node2"]["images"][0].update(Id="sha256:other"),
-            [("node2", "task image")],
+            lambda c: c.images["node2"].update({"trial:1": "different", "agent:1": "different"}),
+            [("node2", "task image"), ("node2", "image agent:1")],
         ),
         (lambda c: c.api["agents"][1].update(enabled=False), [("node2", "enabled")]),
         (lambda c: c.api["agents"][1].update(version="0.37"), [("node2", "agent's version")]),
@@ -184,7 +195,7 @@ def test_status_counts_slots_and_active_experiments(cluster: Cluster, status: Mo
     cluster.api["agents"][0]["slots"]["1"] = {"container": {"id": "c"}}
     found = status.cluster_status(cluster.hosts, cluster.api, "main", "trial:1")
     assert [(host["slots_used"], host["slots"]) for host in found["hosts"]] == [(1, 2), (0, 2)]
-    assert found["hosts"][0]["image"] == "sha256:manifest"
+    assert found["hosts"][0]["image"] == "sha256:image"
     active = {row["id"]: (row["state"], row["active"]) for row in found["experiments"]}
     assert active == {7: ("RUNNING", True), 6: ("COMPLETED", False)}
     json.dumps(found)

@@ -27,9 +27,9 @@ def test_units_of_a_host(services: ModuleType, listed: dict[str, Any]) -> None:
     assert agent == ["determined-agent.service", "determined-firewall.service"]
     master = services.expected_units(listed, ["master"])
     assert set(services.expected_units(listed, BOTH)) == {*master, *agent}
-    listed["registry"]["enabled"] = False
+    listed["postgres"]["enabled"] = False
     missing = set(master) - set(services.expected_units(listed, ["master"]))
-    assert missing == {"determined-registry.service"}
+    assert missing == {"determined-postgres.service"}
 
 
 def test_services_are_stopped_before_those_that_they_use(
@@ -39,7 +39,7 @@ def test_services_are_stopped_before_those_that_they_use(
     names = [unit.removeprefix("determined-").removesuffix(".service") for unit in units]
     timers = ["agent-health.timer", "master-health.timer", "postgres-health.timer"]
     assert names[:3] == timers
-    assert names[3:] == ["agent", "master", "registry", "postgres", "firewall"]
+    assert names[3:] == ["agent", "master", "postgres", "firewall"]
 
 
 def test_a_host_removes_disabled_services_too(services: ModuleType, listed: dict[str, Any]) -> None:
@@ -51,7 +51,7 @@ def test_a_host_removes_disabled_services_too(services: ModuleType, listed: dict
 
 def test_ports_and_images_of_a_host(services: ModuleType, listed: dict[str, Any]) -> None:
     ports = services.preflight_ports(listed, BOTH)
-    assert list(ports) == ["master_port", "registry_port", "postgres_port"]
+    assert list(ports) == ["master_port", "postgres_port"]
     assert services.preflight_ports(listed, ["agents"]) == {}
     assert services.service_images(listed, ["agents"]) == ["{{ agent_image }}"]
     assert len(services.service_images(listed, BOTH)) == 3
@@ -59,7 +59,7 @@ def test_ports_and_images_of_a_host(services: ModuleType, listed: dict[str, Any]
 
 def test_no_other_file_spells_out_a_unit() -> None:
     """Playbooks, roles and plugins take the names of units from the list."""
-    names = "agent|master|registry|postgres|firewall"
+    names = "agent|master|postgres|firewall"
     found = [
         f"{file.relative_to(ANSIBLE)}: {line.strip()}"
         for file in sorted(ANSIBLE.rglob("*"))

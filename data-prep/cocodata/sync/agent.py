@@ -1,4 +1,4 @@
-"""The program that runs on each host during coco-sync.
+"""The program that runs on each host while hosts exchange pieces, and its commands for data sets.
 
 It is sent over SSH together with the modules that it imports, and run from memory by the host's own
 python3 (3.10 or newer). It needs only the standard library, and libtorrent to exchange pieces.
@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from cocodata.sync.store import HEARTBEAT_TIMEOUT, HostError, Store
 from cocodata.sync.torrent import Torrent
@@ -67,27 +67,31 @@ def _libtorrent() -> Any:
         raise HostError(f"{sys.executable} has no libtorrent: install python3-libtorrent") from None
 
 
+def swarm_status() -> dict[str, Any]:
+    """Return this host's version of libtorrent, and from where the control machine connects."""
+    return {"libtorrent": _libtorrent().version, "ssh": os.environ.get("COCO_SSH", "")}
+
+
 class Swarm:
     """A running exchange of pieces with other hosts."""
 
-    def __init__(self, store: Store, command: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, command: dict[str, Any], *, complete: bool) -> None:
         """Join.
 
         Args:
-            store: where the image is, or will be.
-            command: torrent (base64), version, peers, listen, limit (bytes a second, 0 for none),
-                allowed (addresses), share (this host's index and the number of hosts), and pieces
-                if only some are to be fetched.
+            folder: where the torrent's file, or the folder of its files, is or will be.
+            command: torrent (base64), peers, listen, limit (bytes a second, 0 for none), allowed
+                (addresses), share (this host's index and the number of hosts), and pieces if only
+                some are to be fetched.
+            complete: whether everything is there, so that it only sends.
         """
         # Hosts have libtorrent 2.0, the control machine 2.1; this interface is the same in both.
         self._lt = lt = _libtorrent()
         torrent = Torrent(base64.b64decode(command["torrent"]))
         self.size = torrent.size
-        self._pieces: list[int] = command.get("pieces", [])
-        self.complete = store.image(command["version"]).is_file() and not self._pieces
-        self.folder = store.folder if self.complete else store.incoming
-        if self._pieces:
-            self.folder = store.folder / "repair"
+        pieces = set(command.get("pieces") or range(len(torrent.hashes)))
+        self.complete = complete
+        self.folder = folder
         self.folder.mkdir(parents=True, exist_ok=True)
         self.file = self.folder / torrent.name
         self.session = lt.session(_session_settings(command))
@@ -101,17 +105,16 @@ class Swarm:
         wanted.flags |= flags.disable_dht | flags.disable_lsd | flags.disable_pex
         if self.complete:
             wanted.flags |= flags.seed_mode
-        elif self._pieces:
-            chosen = set(self._pieces)
-            wanted.piece_priorities = [int(i in chosen) for i in range(len(torrent.hashes))]
         else:
             # Each host first fetches a share of its own, which it then gives to the others, so the
             # source sends each piece about once (scatter, then all-gather).
             own, hosts = command["share"]
             wanted.piece_priorities = [
-                7 if i % hosts == own else 4 for i in range(len(torrent.hashes))
+                (7 if i % hosts == own else 4) if i in pieces else 0
+                for i in range(len(torrent.hashes))
             ]
-            wanted.storage_mode = lt.storage_mode_t.storage_mode_allocate
+            if len(pieces) == len(torrent.hashes):
+                wanted.storage_mode = lt.storage_mode_t.storage_mode_allocate
         self.torrent = self.session.add_torrent(wanted)
         for address, port in command["peers"]:
             self.torrent.connect_peer((address, port))
@@ -166,13 +169,23 @@ class Swarm:
                 break
         self.session.remove_torrent(self.torrent)
         del self.torrent, self.session  # Waits for the disk threads.
-        number = os.open(self.file, os.O_RDONLY)
-        os.fsync(number)
-        os.close(number)
+        for file in self.file.iterdir() if self.file.is_dir() else [self.file]:
+            number = os.open(file, os.O_RDONLY)
+            os.fsync(number)
+            os.close(number)
 
 
-class CommandHandler:
-    """Executes commands one after the other, while a swarm runs in the background."""
+class Handler(Protocol):
+    """Executes commands one after the other, while a swarm runs in the background.
+
+    Each command is a method of that name, which takes the command and returns the answer.
+    """
+
+    swarm: Swarm | None
+
+
+class DatasetHandler:
+    """Executes the commands of coco-sync."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         """Open the store; `settings` has its folder, the data set's name and the link's path."""
@@ -182,13 +195,15 @@ class CommandHandler:
     def status(self, command: dict[str, Any]) -> dict[str, Any]:
         """Take the lock, and return which versions this host has."""
         self.store.lock()
-        libtorrent = _libtorrent()
-        found = self.store.status(command["version"], command["size"])
-        return {**found, "libtorrent": libtorrent.version, "ssh": os.environ.get("COCO_SSH", "")}
+        return {**swarm_status(), **self.store.status(command["version"], command["size"])}
 
     def join(self, command: dict[str, Any]) -> dict[str, Any]:
         """Start exchanging pieces."""
-        self.swarm = Swarm(self.store, command)
+        complete = self.store.image(command["version"]).is_file() and not command.get("pieces")
+        folder = self.store.folder if complete else self.store.incoming
+        if command.get("pieces"):
+            folder = self.store.folder / "repair"
+        self.swarm = Swarm(folder, command, complete=complete)
         return {}
 
     def leave(self, command: dict[str, Any]) -> dict[str, Any]:
@@ -258,7 +273,7 @@ def send(message: dict[str, Any]) -> None:
         sys.stdout.flush()
 
 
-def serve(settings: dict[str, Any]) -> None:
+def serve(handler: Handler) -> None:
     """Execute commands until the control machine is gone."""
     lines: queue.Queue[str | None] = queue.Queue()
 
@@ -268,7 +283,6 @@ def serve(settings: dict[str, Any]) -> None:
         lines.put(None)
 
     threading.Thread(target=read, daemon=True).start()
-    handler = CommandHandler(settings)
     last_message = time.monotonic()
     while time.monotonic() < last_message + HEARTBEAT_TIMEOUT:
         try:

@@ -10,8 +10,9 @@ import typer
 
 from cocodata.errors import DatasetError
 from cocodata.files import write_atomically
-from cocodata.sync.control import SyncOptions, SyncResult, SyncRun
+from cocodata.sync.control import SyncOptions, SyncRun
 from cocodata.sync.display import live_view
+from cocodata.sync.exchange import SyncResult
 from cocodata.sync.hosts import control_machine, read_hosts
 from cocodata.sync.pack import read_image_metadata
 from cocodata.text import count

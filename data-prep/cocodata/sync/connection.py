@@ -1,6 +1,8 @@
 """The control machine's connection to an agent."""
 
 import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
@@ -8,8 +10,30 @@ import orjson
 
 from cocodata.sync.hosts import Host, agent_environment, python_command
 
-# In the order in which they must be loaded.
-_MODULES = ("cocodata.sync.torrent", "cocodata.sync.store", "cocodata.sync.agent")
+
+@dataclass(frozen=True)
+class Program:
+    """A program that is sent to hosts.
+
+    Attributes:
+        modules: its modules, in the order in which they must be loaded.
+        handler: the module and the class that executes its commands.
+    """
+
+    modules: tuple[str, ...]
+    handler: tuple[str, str]
+
+    def sources(self) -> dict[str, str]:
+        """Return the modules' source by name."""
+        found = {}
+        for name in self.modules:
+            package, _, module = name.rpartition(".")
+            found[name] = (resources.files(package) / f"{module}.py").read_text(encoding="utf-8")
+        return found
+
+
+SWARM_MODULES = ("cocodata.sync.torrent", "cocodata.sync.store", "cocodata.sync.agent")
+DATASET_PROGRAM = Program(SWARM_MODULES, ("cocodata.sync.agent", "DatasetHandler"))
 
 # Skips a password line that sudo did not consume.
 _BOOTSTRAP = """
@@ -20,10 +44,15 @@ while not line.startswith("modules:"):
     if not line:
         sys.exit("no program received")
 program = json.loads(line[len("modules:"):])
-for name in ("cocodata", "cocodata.sync", *program["modules"]):
+for name, source in program["modules"].items():
+    parts = name.split(".")
+    for package in (".".join(parts[:end]) for end in range(1, len(parts))):
+        sys.modules.setdefault(package, types.ModuleType(package))
     module = sys.modules[name] = types.ModuleType(name)
-    exec(compile(program["modules"].get(name, ""), name, "exec"), module.__dict__)
-sys.modules["cocodata.sync.agent"].serve(program["setting"])
+    exec(compile(source, name, "exec"), module.__dict__)
+module, name = program["handler"]
+handler = getattr(sys.modules[module], name)(program["setting"])
+sys.modules["cocodata.sync.agent"].serve(handler)
 """
 
 _HEARTBEAT = 10.0  # Seconds between messages that show that this machine is still there.
@@ -42,14 +71,18 @@ class AgentConnection:
         failure: why it has failed, or None.
     """
 
-    def __init__(self, host: Host, settings: dict[str, str]) -> None:
+    def __init__(
+        self, host: Host, settings: Mapping[str, Any], program: Program = DATASET_PROGRAM
+    ) -> None:
         """Prepare the connection; `open` starts the agent.
 
         Args:
             host: where the agent is to run.
-            settings: its store's folder, the data set's name and the link's path.
+            settings: what the program's handler is made with.
+            program: what runs on the host.
         """
         self.host = host
+        self._program = program
         self.status: dict[str, Any] = {}
         self.failure: str | None = None
         self._settings = settings
@@ -80,12 +113,13 @@ class AgentConnection:
             raise HostFailedError(self.failure) from None
         if self.host.password is not None:
             await self._send(self.host.password.encode() + b"\n")
-        package = resources.files("cocodata.sync")
-        modules = {
-            name: package.joinpath(f"{name.rpartition('.')[2]}.py").read_text(encoding="utf-8")
-            for name in _MODULES
-        }
-        program = orjson.dumps({"modules": modules, "setting": self._settings})
+        program = orjson.dumps(
+            {
+                "modules": self._program.sources(),
+                "handler": self._program.handler,
+                "setting": self._settings,
+            }
+        )
         await self._send(b"modules:" + program + b"\n")
         self._tasks = [
             asyncio.create_task(self._read()),

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from cocodata.download.progress import Rate
 from cocodata.sync.connection import AgentConnection
-from cocodata.sync.control import Show
+from cocodata.sync.exchange import Show
 from cocodata.text import duration
 
 _ROWS = 24  # With more hosts, those that are furthest behind are shown.

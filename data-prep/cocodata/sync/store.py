@@ -49,6 +49,45 @@ def _mounts() -> Iterator[tuple[str, str, str, str]]:
             yield namespace, fields[2], point, " ".join(fields[6 : fields.index("-")])
 
 
+def lock_folder(folder: Path, what: str) -> None:
+    """Create a folder, and lock out other runs on it until this process ends.
+
+    Args:
+        folder: the folder.
+        what: the command that locks it; it waits for an interrupted run to end.
+
+    Raises:
+        HostError: another run does not end.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+    deadline = time.monotonic() + HEARTBEAT_TIMEOUT + 10
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise HostError(
+                    f"{folder}: another {what} is running here. Wait for it to end"
+                ) from None
+            time.sleep(0.5)
+
+
+def require_free(folder: Path, needed: int, remedy: str) -> None:
+    """Make sure that a disk has space.
+
+    Raises:
+        HostError: fewer than `needed` bytes are free, apart from a reserve.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed + _MIN_FREE:
+        raise HostError(
+            f"{folder}: {(needed + _MIN_FREE) / 1e9:.2f} GB are needed, "
+            f"{free / 1e9:.2f} GB are free. {remedy}"
+        )
+
+
 class Store:
     """The versions of one data set on this host.
 
@@ -73,19 +112,7 @@ class Store:
 
     def lock(self) -> None:
         """Lock out other runs of coco-sync, after waiting for an interrupted one to end."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        file = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
-        deadline = time.monotonic() + HEARTBEAT_TIMEOUT + 10
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise HostError(
-                        f"{self.folder}: another coco-sync is running here. Wait for it to end"
-                    ) from None
-                time.sleep(0.5)
+        lock_folder(self.folder, "coco-sync")
 
     def status(self, version: str, size: int) -> dict[str, Any]:
         """Return whether this host has a complete version.
@@ -101,13 +128,9 @@ class Store:
                 f"{self.link}: is not a link made by coco-sync. Rename it, for example to "
                 f"{self.link}.old"
             )
-        free = shutil.disk_usage(self.folder).free
-        needed = max(0, size - present)
-        if needed and free < needed + _MIN_FREE:
-            raise HostError(
-                f"{self.folder}: {(needed + _MIN_FREE) / 1e9:.2f} GB are needed, "
-                f"{free / 1e9:.2f} GB are free. Free some space, or put coco_store on another disk"
-            )
+        if size > present:
+            remedy = "Free some space, or put coco_store on another disk"
+            require_free(self.folder, size - present, remedy)
         return {"complete": complete}
 
     def _is_placeholder(self) -> bool:

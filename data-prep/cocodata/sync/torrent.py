@@ -1,12 +1,13 @@
-"""Version 2 torrents of one file: its pieces and their SHA-256 (BEP 3, BEP 52).
+"""Version 2 torrents: files, their pieces and their SHA-256 (BEP 3, BEP 52).
 
 Sent to hosts: nothing but the standard library of Python 3.10.
 """
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -86,30 +87,101 @@ def file_piece_hashes(
         os.close(number)
 
 
+@dataclass(frozen=True)
+class FileHashes:
+    """A file of a torrent.
+
+    Attributes:
+        size: bytes of the file.
+        root: the root of its hash tree.
+        pieces: the hashes of its pieces; a file of one piece has its root alone.
+    """
+
+    size: int
+    root: bytes
+    pieces: tuple[bytes, ...]
+
+
 class Torrent:
-    """A torrent of one file: its name, length and piece hashes."""
+    """A torrent: its name, and the sizes and piece hashes of its files."""
 
     def __init__(self, data: bytes) -> None:
-        """Read a .torrent file with a version 2 info dictionary."""
+        """Read a .torrent file with a version 2 info dictionary and no folders."""
         self.data = data
         tree = bdecode(data)
         info = tree[b"info"]
         self.piece_length: int = info[b"piece length"]
-        ((name, content),) = info[b"file tree"].items()
-        self.name: str = name.decode()
-        self.size: int = content[b""][b"length"]
-        root: bytes = content[b""][b"pieces root"]
-        layer: bytes = tree.get(b"piece layers", {}).get(root, root)
-        self.hashes = [layer[at : at + 32] for at in range(0, len(layer), 32)]
+        self.name: str = info[b"name"].decode()
+        self.files: dict[str, FileHashes] = {}
+        for name, content in sorted(info[b"file tree"].items()):
+            size, root = content[b""][b"length"], content[b""][b"pieces root"]
+            layer: bytes = tree.get(b"piece layers", {}).get(root, root)
+            pieces = tuple(layer[at : at + 32] for at in range(0, len(layer), 32))
+            self.files[name.decode()] = FileHashes(size, root, pieces)
+        if len(self.files) == 1:  # Then libtorrent makes no folder.
+            (self.name,) = self.files
+        self.size = sum(file.size for file in self.files.values())
+        self.hashes = [piece for file in self.files.values() for piece in file.pieces]
+
+    def pieces_of(self, names: Collection[str]) -> list[int]:
+        """Return the indices of the pieces of some files; no piece belongs to two files."""
+        found: list[int] = []
+        first = 0
+        for name, file in self.files.items():
+            if name in names:
+                found += range(first, first + len(file.pieces))
+            first += len(file.pieces)
+        return found
 
     def bad_pieces(self, path: Path, advance: Callable[[int], None]) -> list[int]:
-        """Return the indices of the pieces of a file that do not match their hashes."""
-        if len(self.hashes) == 1:
-            found = [_single_piece_root(path.read_bytes())]
-        else:
-            found = file_piece_hashes(path, self.piece_length, advance)
+        """Return the indices of the pieces of its only file that do not match their hashes."""
+        found = hash_file(path, self.piece_length, advance).pieces
         pairs = enumerate(zip(found, self.hashes, strict=True))
         return [index for index, (actual, expected) in pairs if actual != expected]
+
+
+def hash_file(
+    path: Path, piece_length: int, advance: Callable[[int], None] = lambda _: None
+) -> FileHashes:
+    """Return the hashes of a file.
+
+    Args:
+        path: the file.
+        piece_length: bytes of a piece, a power of two.
+        advance: called with how many more bytes are hashed.
+    """
+    size = path.stat().st_size
+    if size <= piece_length:
+        root = _single_piece_root(path.read_bytes())
+        return FileHashes(size, root, (root,))
+    pieces = file_piece_hashes(path, piece_length, advance)
+    width = 1 << (len(pieces) - 1).bit_length()
+    root = merkle_root(pieces, width, piece_hash(b"", piece_length // BLOCK))
+    return FileHashes(size, root, tuple(pieces))
+
+
+def encode_torrent(name: str, files: Mapping[str, FileHashes], piece_length: int) -> bytes:
+    """Return the torrent of files; the same files under the same names give the same bytes.
+
+    Args:
+        name: of the folder that holds the files, or of the only file.
+        files: file name -> its hashes.
+        piece_length: bytes of a piece, for which they were computed.
+    """
+    info = {
+        "file tree": {
+            each: {"": {"length": file.size, "pieces root": file.root}}
+            for each, file in files.items()
+        },
+        "meta version": 2,
+        "name": name,
+        "piece length": piece_length,
+        "private": 1,  # Only hosts in the inventory are peers.
+    }
+    layers = {
+        file.root: b"".join(file.pieces) for file in files.values() if file.size > piece_length
+    }
+    return bencode({"info": info, "piece layers": layers})
 
 
 def make_torrent(
@@ -126,21 +198,9 @@ def make_torrent(
     if piece_length is None:
         # Several thousand pieces: with fewer, hosts would wait for each other's last pieces.
         piece_length = min(4 << 20, max(BLOCK, 1 << (size // 4096).bit_length()))
-    hashes = file_piece_hashes(path, piece_length, advance)
-    if len(hashes) == 1:
-        root, layers = _single_piece_root(path.read_bytes()), {}
-    else:
-        width = 1 << (len(hashes) - 1).bit_length()
-        root = merkle_root(hashes, width, piece_hash(b"", piece_length // BLOCK))
-        layers = {root: b"".join(hashes)}
-    info = {
-        "file tree": {path.name: {"": {"length": size, "pieces root": root}}},
-        "meta version": 2,
-        "name": path.name,
-        "piece length": piece_length,
-        "private": 1,  # Only hosts in the inventory are peers.
-    }
-    return bencode({"info": info, "piece layers": layers})
+    return encode_torrent(
+        path.name, {path.name: hash_file(path, piece_length, advance)}, piece_length
+    )
 
 
 def _single_piece_root(data: bytes) -> bytes:

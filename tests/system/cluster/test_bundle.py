@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 
 import bundle
+from container_images.bundle import save_images
+from container_images.errors import ImageError
+from container_images.export import BlobCache
 
 pytestmark = pytest.mark.cluster
 
@@ -41,14 +44,17 @@ def image_id(image: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
-def test_images_round_trip_through_a_bundle(
-    monkeypatch: pytest.MonkeyPatch, image: str, tmp_path: Path
-) -> None:
+def save(image: str, folder: Path) -> None:
+    (folder / "images").mkdir()
+    cache = folder.with_name(f"{folder.name}-cache")
+    save_images(BlobCache(cache), [image], folder / "images", print)
+
+
+def test_images_round_trip_through_a_bundle(image: str, tmp_path: Path) -> None:
     before = image_id(image)
-    (tmp_path / "images").mkdir()
-    monkeypatch.setattr(bundle, "images", lambda: [image])
-    bundle.save_images(tmp_path / "images")
-    assert len(bundle.write_manifest(tmp_path)) == 1
+    save(image, tmp_path)
+    # The list of images, and one layer.
+    assert len(bundle.write_manifest(tmp_path)) == 2
     subprocess.run(["docker", "rmi", image], check=True, capture_output=True)
     assert image_id(image) == ""
 
@@ -56,14 +62,10 @@ def test_images_round_trip_through_a_bundle(
     assert image_id(image) == before
 
 
-def test_a_damaged_bundle_is_rejected(
-    monkeypatch: pytest.MonkeyPatch, image: str, tmp_path: Path
-) -> None:
-    (tmp_path / "images").mkdir()
-    monkeypatch.setattr(bundle, "images", lambda: [image])
-    bundle.save_images(tmp_path / "images")
+def test_a_damaged_bundle_is_rejected(image: str, tmp_path: Path) -> None:
+    save(image, tmp_path)
     bundle.write_manifest(tmp_path)
-    (file,) = (tmp_path / "images").iterdir()
+    (file,) = (tmp_path / "images").glob("*.zst")
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
@@ -71,8 +73,20 @@ def test_a_damaged_bundle_is_rejected(
         bundle.load(tmp_path)
 
 
-def test_a_missing_image_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(bundle, "images", lambda: ["test-bundle/none:0"])
-    with pytest.raises(bundle.BundleError, match="test-bundle/none:0 could not be saved"):
-        bundle.save_images(tmp_path)
-    assert list(tmp_path.iterdir()) == []
+def test_a_layer_that_is_not_what_its_name_says_is_refused(image: str, tmp_path: Path) -> None:
+    """Even if the list of hashes was changed with it."""
+    save(image, tmp_path)
+    subprocess.run(["docker", "rmi", image], check=True, capture_output=True)
+    (file,) = (tmp_path / "images").glob("*.zst")
+    compress = ["zstd", "--quiet", "--force", "-o", str(file)]
+    subprocess.run(compress, input=b"another layer", check=True)
+    bundle.write_manifest(tmp_path)
+    with pytest.raises(ImageError, match="is damaged"):
+        bundle.load(tmp_path)
+    assert image_id(image) == ""
+
+
+def test_a_missing_image_is_reported(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="Docker lacks test-bundle/none:0"):
+        save("test-bundle/none:0", tmp_path)
+    assert list((tmp_path / "images").iterdir()) == []

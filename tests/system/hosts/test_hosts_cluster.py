@@ -33,11 +33,12 @@ from tests.system.hosts.testing import (
     assert_clean,
     busy_agent,
     changed_tasks,
+    on_host,
     sync,
     train,
     version,
 )
-from tools.versions import read_versions
+from tools.versions import read_versions, task_image
 
 SMALL_IMAGE = os.environ.get("TEST_HOSTS_IMAGE", "")
 BUNDLE = os.environ.get("TEST_HOSTS_BUNDLE", "")
@@ -127,6 +128,23 @@ def test_doctor_passes(cluster: Hosts) -> None:
     failed = {check["name"] for check in checks if not check["ok"]}
     assert failed <= ({"all-reduce"} if SMALL_IMAGE else set()), failed
     assert "all-reduce" in {check["name"] for check in checks}
+
+
+def test_lost_and_overwritten_images_are_repaired(cluster: Hosts) -> None:
+    """An engine without the agent's image, and one where a tag means another image."""
+    image = read_versions()["AGENT_IMAGE"]
+    other = SMALL_IMAGE or task_image()
+    on_host(2, f"docker tag {other} {image}")
+    on_host(3, f"docker image rm --force $(docker image inspect --format={{{{.Id}}}} {image})")
+    checks = json.loads(cluster.run("doctor", "--json").stdout)["checks"]
+    failed = {(check["host"], check["name"]) for check in checks if not check["ok"]}
+    assert {("host2", f"image {image}"), ("host3", f"image {image}")} <= failed
+    changed = changed_tasks(cluster.succeed("up"))
+    assert changed["host1"] == 0
+    wanted = on_host(1, f"docker image inspect --format={{{{.Id}}}} {image}")
+    for number in (2, 3):
+        assert on_host(number, f"docker image inspect --format={{{{.Id}}}} {image}") == wanted
+    assert set(changed_tasks(cluster.succeed("up")).values()) == {0}
 
 
 def test_access_without_a_certificate_is_refused(cluster: Hosts) -> None:

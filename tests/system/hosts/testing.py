@@ -117,6 +117,12 @@ def busy_agent(cluster: Hosts, training: subprocess.Popen[str]) -> str:
     raise AssertionError("no trial came to run")
 
 
+def on_host(number: int, script: str) -> str:
+    """Run a shell script on a host as root; return its output."""
+    shell = ["docker", "exec", f"host{number}", "sh", "-ec", script]
+    return subprocess.run(shell, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def assert_clean(host: str) -> None:
     look = (
         "ls /etc/determined /usr/local/lib/determined /etc/systemd/system/determined-* 2>/dev/null;"
