@@ -17,12 +17,12 @@ source images' heights and widths, source_scale (N) their pixels per pixel of th
 """
 
 from model.config import DetectorConfig, detector_config, list_detectors
-from model.criterion import DetectionCriterion
-from model.detector import EfficientDet, build_detector
-from model.outputs import Outputs
-from model.postprocessor import Postprocessor
-from model.sync_batchnorm import convert_sync_batchnorm
-from model.targets import Targets
+from model.detection.criterion import DetectionCriterion
+from model.detection.outputs import Outputs
+from model.detection.postprocessor import Postprocessor
+from model.detection.targets import Targets
+from model.network.detector import EfficientDet, build_detector
+from model.network.sync_batchnorm import convert_sync_batchnorm
 from model.weights import load_weights
 
 __all__ = [

@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import Tensor
 
 from model.config import DetectorConfig
-from model.detector import EfficientDet
+from model.network.detector import EfficientDet
 from model.state_dicts import read_state_dict
 
 # Constants that other training programs save together with the weights.

@@ -20,8 +20,8 @@ from determined.pytorch import PyTorchTrialContext
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-import model.losses
-import model.targets
+import model.detection.losses
+import model.detection.targets
 from experiments.evaluation import inference
 from experiments.evaluation.loop import detect_batch
 from experiments.input import FakeLoader, InputConfig
@@ -37,11 +37,11 @@ CUDA = torch.device("cuda", 0)
 TRIAL = "experiments/training/trial.py: EfficientDetTrial"
 # File and function -> the test that runs what a GPU would run there.
 TABLE = {
-    "model/device.py: runs_eagerly_on_cpu": "test_targets_and_loss_of_a_device",
-    "model/targets.py: assign_targets": "test_targets_and_loss_of_a_device",
-    "model/targets.py: _match": "test_targets_and_loss_of_a_device",
-    "model/losses.py: _without_ignored": "test_targets_and_loss_of_a_device",
-    "model/losses.py: _chunks": "test_targets_and_loss_of_a_device",
+    "model/detection/device.py: runs_eagerly_on_cpu": "test_targets_and_loss_of_a_device",
+    "model/detection/targets.py: assign_targets": "test_targets_and_loss_of_a_device",
+    "model/detection/targets.py: _match": "test_targets_and_loss_of_a_device",
+    "model/detection/losses.py: _without_ignored": "test_targets_and_loss_of_a_device",
+    "model/detection/losses.py: _chunks": "test_targets_and_loss_of_a_device",
     f"{TRIAL}._build_scaler": "test_a_training_step_on_a_gpu",
     f"{TRIAL}._autocast": "test_a_training_step_on_a_gpu",
     f"{TRIAL}._input_device": "test_the_trials_input_on_a_gpu",
@@ -156,7 +156,7 @@ def test_targets_and_loss_of_a_device(
         return targets, [torch.stack(losses), *gradients]
 
     targets, values = outcome()
-    for module in (model.targets, model.losses):
+    for module in (model.detection.targets, model.detection.losses):
         monkeypatch.setattr(module, "runs_eagerly_on_cpu", lambda tensor: False)
     device_targets, device_values = outcome()
     for one, other in zip(targets, device_targets, strict=True):

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from model import Targets, detector_config, list_detectors
-from model.anchors import anchor_boxes
-from model.targets import assign_targets
+from model.detection.anchors import anchor_boxes
+from model.detection.targets import assign_targets
 
 NAMES = [name for name in list_detectors() if name != "tiny"]
 
@@ -109,10 +109,10 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         [[[0.0, 0.0, 256.0, 256.0], [0.0, 0.0, 0.0, 0.0], [64.0, 64.0, 96.0, 96.0]]]
     )
     labels = torch.tensor([[1, 2, 3]])
-    monkeypatch.setattr("model.targets._CPU_PAIRS", 10**9)
+    monkeypatch.setattr("model.detection.targets._CPU_PAIRS", 10**9)
     whole = assign_targets(anchors, boxes, labels)
     for pairs in (1000, 37 * 3):
-        monkeypatch.setattr("model.targets._CPU_PAIRS", pairs)
+        monkeypatch.setattr("model.detection.targets._CPU_PAIRS", pairs)
         for expected, actual in zip(whole, assign_targets(anchors, boxes, labels), strict=True):
             assert torch.equal(actual, expected)
 

@@ -9,7 +9,7 @@ from effdet.loss import DetectionLoss as OracleLoss
 from torch import Tensor
 
 from model import DetectionCriterion, Targets, detector_config
-from model.losses import FocalSum, focal_loss
+from model.detection.losses import FocalSum, focal_loss
 
 SIZE = (128, 256)
 BOXES = torch.tensor([[[5.0, 9.0, 80.0, 120.0], [30.0, 30.0, 60.0, 50.0]], [[-1.0] * 4] * 2])

@@ -74,7 +74,7 @@ def test_download_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
         if kwargs["pretrained"]:
             raise OSError("no route to host")
 
-    monkeypatch.setattr("model.backbone.timm.create_model", fail)
+    monkeypatch.setattr("model.network.backbone.timm.create_model", fail)
     with pytest.raises(
         RuntimeError, match=r"no route to host.*Download https://huggingface.*backbone_weights"
     ):

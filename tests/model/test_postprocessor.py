@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from model import DetectorConfig, Outputs, Postprocessor, detector_config
-from model.anchors import anchor_boxes
+from model.detection.anchors import anchor_boxes
 
 SIZE = (256, 384)
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.device import runs_eagerly_on_cpu
+from model.detection.device import runs_eagerly_on_cpu
 
 # Logits processed at a time on a CPU, so that they stay in its cache.
 _CPU_CHUNK = 2**17

@@ -7,11 +7,11 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from model.backbone import create_backbone
 from model.config import DetectorConfig, detector_config
-from model.fpn import FeaturePyramid, norm_layer
-from model.layers import ConvNorm, SeparableConvNorm, activation, conv_norm
-from model.outputs import Outputs
+from model.detection.outputs import Outputs
+from model.network.backbone import create_backbone
+from model.network.fpn import FeaturePyramid, norm_layer
+from model.network.layers import ConvNorm, SeparableConvNorm, activation, conv_norm
 
 # Initial probability of every class, so that the many background anchors do not dominate the first
 # steps (focal loss, https://arxiv.org/abs/1708.02002, section 3.3).

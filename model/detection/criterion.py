@@ -4,12 +4,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.anchors import anchor_boxes
 from model.config import DetectorConfig
-from model.losses import FocalSum
-from model.outputs import Outputs, flatten_boxes
-from model.sync_batchnorm import AllReduceSum
-from model.targets import Targets, assign_targets
+from model.detection.anchors import anchor_boxes
+from model.detection.losses import FocalSum
+from model.detection.outputs import Outputs, flatten_boxes
+from model.detection.targets import Targets, assign_targets
+from model.network.sync_batchnorm import AllReduceSum
 
 
 def _of_one_rank(tensor: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from model.config import DetectorConfig
-from model.fpn_graphs import Node, fpn_nodes
-from model.layers import NormLayer, Resample, Size, activation, conv_norm
+from model.network.fpn_graphs import Node, fpn_nodes
+from model.network.layers import NormLayer, Resample, Size, activation, conv_norm
 
 # Keeps fast normalized fusion finite if all weights are clipped to zero (paper, section 3.3).
 FUSION_EPSILON = 1e-4

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from model.anchors import encode_boxes
-from model.device import runs_eagerly_on_cpu
+from model.detection.anchors import encode_boxes
+from model.detection.device import runs_eagerly_on_cpu
 
 # Overlap with a box from which an anchor learns that box.
 MATCH_THRESHOLD = 0.5

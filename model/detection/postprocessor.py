@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import nms
 
-from model.anchors import anchor_boxes, decode_boxes
 from model.config import DetectorConfig
-from model.outputs import Outputs, flatten_boxes
+from model.detection.anchors import anchor_boxes, decode_boxes
+from model.detection.outputs import Outputs, flatten_boxes
 
 # Overlap of two boxes of a class above which the one with the lower score is dropped.
 IOU_THRESHOLD = 0.5

@@ -1,0 +1,1 @@
+"""What surrounds the network: anchors, targets, the criterion and the postprocessor."""
