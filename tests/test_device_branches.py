@@ -54,7 +54,7 @@ TABLE = {
     "experiments/runtime/devices.py: require_usable_gpus": (
         "tests/experiments/runtime/test_devices.py"
     ),
-    "experiments/runtime/devices.py: _reason": "tests/experiments/runtime/test_devices.py",
+    "experiments/runtime/devices.py: _torch_error": "tests/experiments/runtime/test_devices.py",
     "experiments/runtime/provenance.py: device": "test_the_record_names_the_gpu",
     "experiments/runtime/communication.py: TorchCommunicator.__init__": "test_collectives_of_nccl",
     "experiments/runtime/communication.py: HorovodCommunicator.all_reduce_sum": (

@@ -1,8 +1,8 @@
-"""What makes a checkpoint valid: the digests of its files, and what every use verifies first.
+"""The digests of a checkpoint's files, which are verified before every use.
 
-A checkpoint is a folder as Determined's trainer writes it (state_dict.pth, trial_state.pkl, ...)
-plus two files of ours: detector.json says how to rebuild the detector, sha256.json lists the
-SHA-256 of every other file.
+A checkpoint is a folder that Determined's trainer writes (state_dict.pth, trial_state.pkl, ...),
+plus two files of ours: detector.json describes how to rebuild the detector, and sha256.json lists
+the SHA-256 of every other file.
 """
 
 import json
@@ -15,11 +15,11 @@ DETECTOR = "detector.json"
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be used; the message names the file and what to do."""
+    """A checkpoint cannot be used; the message names the file and says what to do."""
 
 
 def write_digests(folder: Path) -> None:
-    """Write the SHA-256 of every file below the folder into its sha256.json."""
+    """Write the SHA-256 of every file in a checkpoint to its sha256.json."""
     digests = {
         file.relative_to(folder).as_posix(): file_digest(file)
         for file in sorted(folder.rglob("*"))
@@ -29,17 +29,17 @@ def write_digests(folder: Path) -> None:
 
 
 def verify_digests(folder: Path) -> None:
-    """Check every file that was there when the checkpoint was written.
+    """Verify the files that are listed in a checkpoint's sha256.json.
 
     Raises:
-        CheckpointError: the folder or its digests are missing, or a file is missing or changed.
+        CheckpointError: The folder or its digests are missing, or a file is missing or changed.
     """
     listing = folder / DIGESTS
     if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such checkpoint folder; give the path of one")
+        raise CheckpointError(f"{folder}: no such checkpoint folder; check the path")
     if not listing.is_file():
         raise CheckpointError(
-            f"{listing}: missing, so the checkpoint was not written to its end; use an earlier one"
+            f"{listing}: missing, so the checkpoint is incomplete; use an earlier one"
         )
     try:
         digests: dict[str, str] = json.loads(listing.read_text(encoding="utf-8"))
@@ -51,6 +51,6 @@ def verify_digests(folder: Path) -> None:
             raise CheckpointError(f"{file}: missing from the checkpoint; use an earlier one")
         if file_digest(file) != digest:
             raise CheckpointError(
-                f"{file}: its content is not what was saved (SHA-256 differs): the file is "
-                "damaged; use an earlier checkpoint"
+                f"{file}: SHA-256 differs from when it was saved, so the file is damaged; use an "
+                "earlier checkpoint"
             )

@@ -1,4 +1,4 @@
-"""From a checkpoint to its detector, and back: what detector.json holds, and safe loading."""
+"""Loads the detector of a checkpoint, and describes it for detector.json."""
 
 import json
 from pathlib import Path
@@ -21,24 +21,25 @@ def load_detector(
     image_size: tuple[int, int] | None = None,
     use_ema: bool = True,
 ) -> EfficientDet:
-    """A detector with the weights of a trial's checkpoint folder or of a weights file.
+    """Load a detector from a trial's checkpoint folder or from a weights file.
 
     Args:
-        path: a checkpoint folder of this project, or a .pth, .pt or .safetensors file.
-        model: the detector's name; a checkpoint folder knows its own.
-        num_classes: classes of a weights file (90 if None); a checkpoint folder knows its own.
-        image_size: height and width in pixels; None: as trained, or the model's own.
-        use_ema: take the averaged weights where there are any.
+        path: A checkpoint folder of this project, or a .pth, .pt or .safetensors file.
+        model: The detector's name; needed for a weights file only.
+        num_classes: Number of classes of a weights file (90 if None); ignored for a folder.
+        image_size: Height and width in pixels; None for that of the training, or else the model's
+            default.
+        use_ema: Load the EMA of the weights if there is one.
 
     Raises:
-        CheckpointError: nothing there, damaged, or not the kind that was said.
+        CheckpointError: The checkpoint is missing or damaged, or is not of that model.
     """
     if path.is_dir():
         verify_digests(path)
         return _from_trial(path, model, image_size, use_ema)
     if model is None:
         raise CheckpointError(
-            f"{path}: is not a checkpoint folder of this project; for a weights file name its "
+            f"{path}: not a checkpoint folder of this project; for a weights file, also give its "
             "model, such as --model tf_efficientdet_d0"
         )
     detector = build_detector(model, num_classes or 90, image_size)
@@ -52,7 +53,7 @@ def _from_trial(
     description = json.loads((folder / DETECTOR).read_text(encoding="utf-8"))
     if model is not None and model != description["model"]:
         raise CheckpointError(
-            f"{folder}: holds {description['model']}, not {model}; leave the model out"
+            f"{folder}: contains {description['model']}, not {model}; omit the model's name"
         )
     detector = build_detector(
         description["model"],
@@ -63,26 +64,26 @@ def _from_trial(
     allow_checkpoint_globals()
     state = torch.load(folder / "state_dict.pth", map_location="cpu", weights_only=True)
     weights = state["models_state_dict"][0]
-    averaged = state["callbacks"]["position"]["ema"]
-    if use_ema and averaged is not None:
-        weights = averaged
+    ema = state["callbacks"]["position"]["ema"]
+    if use_ema and ema is not None:
+        weights = ema
     torch.nn.modules.utils.consume_prefix_in_state_dict_if_present(weights, "module.")
     detector.load_state_dict(weights)
     return detector
 
 
 def trained_categories(path: Path) -> Categories | None:
-    """The categories that a checkpoint folder was trained on; None for a file of weights."""
+    """Return the categories that a checkpoint folder was trained on; None for a weights file."""
     if not path.is_dir():
         return None
-    found = json.loads((path / DETECTOR).read_text(encoding="utf-8"))["categories"]
-    return Categories(ids=tuple(found["ids"]), names=tuple(found["names"]))
+    categories = json.loads((path / DETECTOR).read_text(encoding="utf-8"))["categories"]
+    return Categories(ids=tuple(categories["ids"]), names=tuple(categories["names"]))
 
 
 def detector_description(
     detector: EfficientDet, overrides: dict[str, Any], categories: Categories
 ) -> str:
-    """The text of detector.json: what makes this detector again, and what its labels mean."""
+    """Return the text of detector.json: how to rebuild a detector, and what its labels mean."""
     config = detector.config
     return json.dumps(
         {
@@ -99,8 +100,8 @@ def detector_description(
 def allow_checkpoint_globals() -> None:
     """Let torch.load(weights_only=True) read the NumPy random state that Determined saves.
 
-    Determined 0.38.1 loads with torch's default, which since torch 2.6 refuses it. Naming the few
-    types keeps the refusal of everything else.
+    Determined 0.38.1 relies on torch.load's default, which since torch 2.6 rejects these types.
+    Everything else is still rejected.
     """
     torch.serialization.add_safe_globals(
         [

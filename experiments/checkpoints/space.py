@@ -1,4 +1,4 @@
-"""Disk space for a checkpoint, checked before a byte of it is written."""
+"""Checks the disk space for a checkpoint before it is written."""
 
 import shutil
 from pathlib import Path
@@ -10,19 +10,18 @@ from experiments.checkpoints.contents import CheckpointError
 
 
 def require_space(folder: Path | None, checkpoint: dict[str, Any]) -> None:
-    """Check that a checkpoint fits in the storage that it is about to be written to.
+    """Check that there is enough space for a checkpoint.
 
     Args:
-        folder: the storage; an object store (None) or a folder that does not exist yet is not
-            checked.
-        checkpoint: what is about to be saved.
+        folder: The checkpoint storage; None (an object store) and missing folders are not checked.
+        checkpoint: The state to be saved.
 
     Raises:
-        CheckpointError: there is too little space.
+        CheckpointError: There is too little space.
     """
     if folder is None or not folder.is_dir():
         return
-    # Besides the tensors: the code, the trial's small files, the file system's own blocks.
+    # The tensors, plus the code, small files and the file system's overhead.
     needed = _tensor_bytes(checkpoint) * 102 // 100 + 2 * 1024**2
     free = shutil.disk_usage(folder).free
     if free < needed:
@@ -34,7 +33,7 @@ def require_space(folder: Path | None, checkpoint: dict[str, Any]) -> None:
 
 
 def _tensor_bytes(content: Any) -> int:
-    """Bytes of all tensors in nested dictionaries and lists."""
+    """Return the size of all tensors in nested dictionaries and lists."""
     if isinstance(content, torch.Tensor):
         return content.numel() * content.element_size()
     if isinstance(content, dict):

@@ -1,4 +1,4 @@
-"""What ranks say to each other: one interface over one process, torch.distributed and Horovod."""
+"""Collectives between ranks: one interface to torch.distributed, Horovod and a single process."""
 
 import importlib.util
 import os
@@ -16,45 +16,48 @@ T = TypeVar("T")
 
 
 class Communicator(Protocol):
-    """The collectives that training and evaluation need. Every rank must call them in step."""
+    """The collectives that training and evaluation need.
+
+    All ranks must call the same ones in the same order.
+    """
 
     rank: int
     size: int
     local_rank: int
 
     def all_gather(self, tensor: Tensor) -> list[Tensor]:
-        """The tensor of every rank, in rank order; first dimensions may differ."""
+        """Return every rank's tensor, in rank order; first dimensions may differ."""
         ...
 
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
-        """The sum over the ranks, as a new tensor."""
+        """Return the sum over all ranks as a new tensor."""
         ...
 
     def broadcast_(self, tensors: list[Tensor]) -> None:
-        """Overwrite the tensors with rank 0's."""
+        """Overwrite the tensors with rank 0's, in place."""
         ...
 
 
 class SingleProcess:
-    """One process: every collective is the identity."""
+    """A single process, in which every collective is the identity."""
 
     rank = local_rank = 0
     size = 1
 
     def all_gather(self, tensor: Tensor) -> list[Tensor]:
-        """The tensor itself."""
+        """Return a list of the tensor itself."""
         return [tensor]
 
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
-        """A copy of the tensor."""
+        """Return a copy of the tensor."""
         return tensor.clone()
 
     def broadcast_(self, tensors: list[Tensor]) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
 
 class TorchCommunicator:
-    """Collectives of torch.distributed's default group (NCCL on GPUs, Gloo on CPUs)."""
+    """Collectives of torch.distributed's default group: NCCL on GPUs, Gloo on CPUs."""
 
     def __init__(self) -> None:
         self.rank = torch.distributed.get_rank()
@@ -64,33 +67,33 @@ class TorchCommunicator:
         self._device = torch.device("cuda", self.local_rank) if on_gpu else torch.device("cpu")
 
     def all_gather(self, tensor: Tensor) -> list[Tensor]:
-        """The tensor of every rank, in rank order; first dimensions may differ."""
-        mine = tensor.to(self._device).contiguous()
-        length = torch.tensor([mine.shape[0]], device=self._device)
+        """Return every rank's tensor, in rank order; first dimensions may differ."""
+        local = tensor.to(self._device).contiguous()
+        length = torch.tensor([local.shape[0]], device=self._device)
         lengths = [torch.empty_like(length) for _ in range(self.size)]
         torch.distributed.all_gather(lengths, length)
         rows = [int(each) for each in lengths]
-        # Collectives want equal shapes: pad to the longest, cut after.
-        padded = mine.new_zeros((max(rows), *mine.shape[1:]))
-        padded[: mine.shape[0]] = mine
+        # all_gather needs equal shapes: pad to the longest, and cut afterwards.
+        padded = local.new_zeros((max(rows), *local.shape[1:]))
+        padded[: local.shape[0]] = local
         gathered = [torch.empty_like(padded) for _ in range(self.size)]
         torch.distributed.all_gather(gathered, padded)
         return [each[:count].to(tensor.device) for each, count in zip(gathered, rows, strict=True)]
 
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
-        """The sum over the ranks, as a new tensor."""
+        """Return the sum over all ranks as a new tensor."""
         total = tensor.to(self._device, copy=True)
         torch.distributed.all_reduce(total)
         return total.to(tensor.device)
 
     def broadcast_(self, tensors: list[Tensor]) -> None:
-        """Overwrite the tensors with rank 0's."""
+        """Overwrite the tensors with rank 0's, in place."""
         for tensor in tensors:
             torch.distributed.broadcast(tensor, src=0)
 
 
 class HorovodCommunicator:
-    """Collectives of Horovod (NCCL on GPUs, Gloo on CPUs)."""
+    """Collectives of Horovod: NCCL on GPUs, Gloo on CPUs."""
 
     def __init__(self, hvd: Any) -> None:
         self._hvd = hvd
@@ -99,15 +102,15 @@ class HorovodCommunicator:
 
     @staticmethod
     def _name(kind: str, tensor: Tensor) -> str:
-        """A name for a collective. Ours follow each other, so a name may come again.
+        """Return the name of a collective; only one is in flight at a time, so names may repeat.
 
-        Horovod keeps what the ranks agreed on by name and shape; names that never come again, or
-        come with another shape, would push the gradients' agreements out of its cache.
+        Horovod caches the ranks' negotiated responses by name and shape. Names that are used only
+        once, or with varying shapes, would evict the gradients' responses from its cache.
         """
         return f"efficientdet.{kind}.{tensor.dtype}.{'x'.join(map(str, tensor.shape))}"
 
     def all_gather(self, tensor: Tensor) -> list[Tensor]:
-        """The tensor of every rank, in rank order; first dimensions may differ."""
+        """Return every rank's tensor, in rank order; first dimensions may differ."""
         lengths = self._hvd.allgather(torch.tensor([tensor.shape[0]]), name="efficientdet.lengths")
         rows = [int(each) for each in lengths]
         joined = self._hvd.allgather(
@@ -116,44 +119,44 @@ class HorovodCommunicator:
         return list(joined.split(rows))
 
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
-        """The sum over the ranks, as a new tensor."""
+        """Return the sum over all ranks as a new tensor."""
         handle = self._hvd.allreduce_async(tensor, op=self._hvd.Sum, name=self._name("sum", tensor))
-        # Horovod waits by yielding in a loop. Where ranks share cores, that takes them from the
-        # threads that do the work, and synchronized batch norm waits some hundred times a batch.
+        # Horovod's own wait is a busy loop. If ranks share cores, it takes CPU time from the
+        # threads that do the work, and synchronized batch norm waits about a hundred times a batch.
         while not (tensor.is_cuda or self._hvd.poll(handle)):
             time.sleep(_POLL_SECONDS)
         result: Tensor = self._hvd.synchronize(handle)
         return result
 
     def broadcast_(self, tensors: list[Tensor]) -> None:
-        """Overwrite the tensors with rank 0's."""
+        """Overwrite the tensors with rank 0's, in place."""
         for tensor in tensors:
             self._hvd.broadcast_(tensor, root_rank=0, name=self._name("broadcast", tensor))
 
 
 def start_distributed() -> core.DistributedContext | None:
-    """Join the ranks that a launcher started off the cluster, and tell Determined of them.
+    """Initialise communication between the ranks that a launcher started without a cluster.
 
-    The launcher is known by its environment: torchrun sets RANK and WORLD_SIZE, horovodrun sets
-    HOROVOD_RANK. On a cluster Determined does this itself.
+    The launcher is detected from its environment variables: torchrun sets WORLD_SIZE, horovodrun
+    sets HOROVOD_SIZE. On a cluster Determined does this itself.
 
     Returns:
-        Determined's context of the ranks; None for one process.
+        Determined's context of the ranks; None for a single process.
 
     Raises:
-        RuntimeError: a launcher started this process, and its library is not installed.
+        RuntimeError: horovodrun started this process, but Horovod is not installed.
     """
     if int(os.environ.get("HOROVOD_SIZE", "1")) > 1:
         if importlib.util.find_spec("horovod") is None:
             raise RuntimeError(
-                "horovodrun started this process, and Horovod is not installed here: "
-                "run `make horovod`, or start it with torchrun"
+                "horovodrun started this process, but Horovod is not installed in this "
+                "environment: install it with `make horovod`, or use torchrun"
             )
-        # Determined's own handle on Horovod, which wants to be told the framework first.
+        # Determined's wrapper of Horovod requires the framework to be set before init.
         hvd = horovod.hvd
         hvd.require_horovod_type("torch", "it trains a PyTorchTrial")
         hvd.init()
-        os.environ["USE_HOROVOD"] = "1"  # how Determined's trainer learns of it
+        os.environ["USE_HOROVOD"] = "1"  # Determined's trainer reads this
         return core.DistributedContext.from_horovod(hvd, chief_ip=os.environ.get("DET_CHIEF_IP"))
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         if not torch.distributed.is_initialized():
@@ -165,26 +168,26 @@ def start_distributed() -> core.DistributedContext | None:
     return None
 
 
-def chief_decides(distributed: core.DistributedContext | None, compute: Callable[[], T]) -> T:
-    """What the first rank computes, on every rank; an error there is raised on every rank.
+def compute_on_chief(distributed: core.DistributedContext | None, compute: Callable[[], T]) -> T:
+    """Call a function on rank 0, and return its result or raise its exception on every rank.
 
-    For what only the first rank's machine has, such as the folder of a run.
+    For what only rank 0's machine has, such as the folder of a run.
     """
-    answer: T | Exception | None = None
+    result: T | Exception | None = None
     if distributed is None or distributed.get_rank() == 0:
         try:
-            answer = compute()
+            result = compute()
         except Exception as error:
-            answer = error
+            result = error
     if distributed is not None:
-        answer = distributed.broadcast(answer)
-    if isinstance(answer, Exception):
-        raise answer
-    return cast(T, answer)
+        result = distributed.broadcast(result)
+    if isinstance(result, Exception):
+        raise result
+    return cast(T, result)
 
 
 def communicator() -> Communicator:
-    """The communicator that fits how this process was started and initialised."""
+    """Return the communicator for the library that this process has initialised."""
     if os.environ.get("USE_HOROVOD"):
         import horovod.torch as hvd
 

@@ -1,7 +1,7 @@
-"""Every use of Determined 0.38.1 that its documentation does not cover, in one place.
+"""All uses of undocumented parts of Determined 0.38.1.
 
-Determined is no longer developed, so these names will not change; whoever replaces it, or pins
-another version, finds here all that has to be checked.
+Check these before pinning another version. Determined is no longer developed, so they are unlikely
+to change.
 """
 
 from contextlib import AbstractContextManager
@@ -12,40 +12,40 @@ import determined as det
 from determined.common import api
 from determined.experimental import Determined
 
-if TYPE_CHECKING:  # it imports torch, which takes commands that need none seconds
+if TYPE_CHECKING:  # imports torch, which takes seconds
     from determined import pytorch
 
 
 def client_of(session: api.Session) -> Determined:
-    """Determined's client on a session that is logged in."""
+    """Create Determined's client from a session that is logged in."""
     return Determined._from_session(session)
 
 
 def session_of(client: Determined) -> api.Session:
-    """The session under a client, for calls of the master's API that the client does not offer."""
+    """Return a client's session, for API calls that the client has no method for."""
     return client._session
 
 
 def trial_session(context: "pytorch.PyTorchTrialContext") -> api.Session:
-    """The session with which a trial calls the master's API."""
+    """Return the session with which a trial calls the master's API."""
     return context._core.train._session
 
 
 def experiment_config(info: det.ClusterInfo) -> dict[str, Any]:
-    """The experiment's whole configuration, as the master gives it to a trial."""
+    """Return the experiment's complete configuration, which the master passes to a trial."""
     config: dict[str, Any] = info.trial._config
     return config
 
 
 def steps_completed(info: det.ClusterInfo) -> int:
-    """The batches that the checkpoint named by the master was saved after."""
+    """Return the number of batches after which the checkpoint to resume from was saved."""
     return int(info.trial._steps_completed)
 
 
 def set_steps_completed(
     info: det.ClusterInfo, context: "pytorch.PyTorchTrialContext", batches: int
 ) -> None:
-    """Make Determined count batches from a checkpoint other than the one the master named."""
+    """Make Determined count batches from a checkpoint other than the master's choice."""
     info.trial._steps_completed = batches
     context._steps_completed = batches
 
@@ -53,17 +53,17 @@ def set_steps_completed(
 def checkpoint_files(
     context: "pytorch.PyTorchTrialContext", uuid: str
 ) -> AbstractContextManager[Path]:
-    """A checkpoint's folder on this machine, downloaded if necessary, while the context is open."""
+    """Download a checkpoint if necessary; return a context manager for its local folder."""
     folder: AbstractContextManager[Path] = context._core.checkpoint.restore_path(uuid)
     return folder
 
 
 def checkpoint_storage(context: "pytorch.PyTorchTrialContext") -> Path | None:
-    """The folder that checkpoints are written to; None for an object store."""
+    """Return the folder that checkpoints are written to, or None for an object store."""
     folder = getattr(context._core.checkpoint._storage_manager, "_base_path", None)
     return Path(folder) if folder is not None else None
 
 
 def set_trial_metadata(context: "pytorch.PyTorchTrialContext", metadata: dict[str, Any]) -> None:
-    """Store facts about the trial with the master."""
+    """Store metadata of the trial on the master."""
     context._core.train.set_metadata(metadata)

@@ -1,4 +1,4 @@
-"""Where results come from: the code's commit, the versions it ran with, the machine."""
+"""The provenance of results: the code's commit, package versions and the machine."""
 
 import platform
 import subprocess
@@ -9,7 +9,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 
 def commit() -> str | None:
-    """The commit of the code, with -dirty if it was changed since; None outside a git checkout."""
+    """Return the code's commit, with -dirty if it was changed; None outside a Git checkout."""
     try:
         result = subprocess.run(
             ["git", "-C", str(_ROOT), "describe", "--always", "--dirty", "--abbrev=12"],
@@ -23,14 +23,14 @@ def commit() -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """The versions of the packages that results depend on."""
+    """Return the versions of the packages that results depend on."""
     names = ("torch", "timm", "determined", "nvidia-dali-cuda130", "hotcoco")
     return {name: metadata.version(name) for name in names}
 
 
 def device() -> str:
-    """The name of this machine's GPU, or its processor's kind where it has none."""
-    import torch  # here, so that commands that only want the commit start at once
+    """Return the name of this machine's GPU, or its CPU's if it has none."""
+    import torch  # here, since it takes seconds and not all commands need it
 
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
@@ -38,5 +38,5 @@ def device() -> str:
 
 
 def machine() -> str:
-    """This machine's device and Python."""
+    """Return this machine's device and Python version."""
     return f"{device()}, Python {platform.python_version()}"

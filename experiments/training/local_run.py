@@ -20,7 +20,7 @@ from experiments.checkpoints.local import LocalCheckpoints
 from experiments.evaluation.loop import Evaluation
 from experiments.evaluation.report import sample_pictures, write_report
 from experiments.runtime import provenance
-from experiments.runtime.communication import chief_decides, start_distributed
+from experiments.runtime.communication import compute_on_chief, start_distributed
 from experiments.settings.experiment import ExperimentConfig
 from experiments.settings.hparams import as_dict, changed_from_default
 from experiments.training.detector import random_backbone_notice
@@ -68,7 +68,7 @@ class LocalRun:
             CheckpointError: the newest checkpoint is damaged.
         """
         distributed = start_distributed()
-        self._start = chief_decides(distributed, self._find_start)
+        self._start = compute_on_chief(distributed, self._find_start)
         os.environ["XDG_DATA_HOME"] = str(LocalCheckpoints(self.folder).data_home)
         # Determined copies the working directory into each checkpoint: give it an empty one.
         work = self.folder / "work"

@@ -1,4 +1,4 @@
-"""Digests find every damage; the index of a local run keeps what a resume needs."""
+"""Digests detect damaged files; the index of a local run keeps what a resume needs."""
 
 import shutil
 from pathlib import Path
@@ -23,23 +23,23 @@ def folder(tmp_path: Path) -> Path:
     return checkpoint
 
 
-def test_a_whole_checkpoint_passes_and_so_does_a_later_file(folder: Path) -> None:
+def test_an_intact_checkpoint_passes_also_with_additional_files(folder: Path) -> None:
     verify_digests(folder)
     (folder / "metadata.json").write_text("{}")  # Determined adds it last
     verify_digests(folder)
 
 
-def test_one_changed_byte_is_found_and_named(folder: Path) -> None:
+def test_one_flipped_bit_is_detected(folder: Path) -> None:
     file = folder / "state_dict.pth"
     content = bytearray(file.read_bytes())
     content[12_345] ^= 1
     file.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"state_dict\.pth: its content is not what was"):
+    with pytest.raises(CheckpointError, match=r"state_dict\.pth: SHA-256 differs"):
         verify_digests(folder)
 
 
 @pytest.mark.parametrize("name", ["state_dict.pth", "trial_state.pkl", "code/train.py"])
-def test_a_truncated_or_missing_file_is_named(folder: Path, name: str) -> None:
+def test_a_truncated_or_missing_file_is_reported(folder: Path, name: str) -> None:
     content = (folder / name).read_bytes()
     (folder / name).write_bytes(content[:-1])
     with pytest.raises(CheckpointError, match=name):
@@ -49,12 +49,12 @@ def test_a_truncated_or_missing_file_is_named(folder: Path, name: str) -> None:
         verify_digests(folder)
 
 
-def test_missing_or_damaged_digests_and_folders(folder: Path, tmp_path: Path) -> None:
+def test_missing_or_damaged_digests_and_folders_are_reported(folder: Path, tmp_path: Path) -> None:
     (folder / "sha256.json").write_text('{"state_')
     with pytest.raises(CheckpointError, match=r"sha256\.json: damaged"):
         verify_digests(folder)
     (folder / "sha256.json").unlink()
-    with pytest.raises(CheckpointError, match="not written to its end"):
+    with pytest.raises(CheckpointError, match="missing, so the checkpoint is incomplete"):
         verify_digests(folder)
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         verify_digests(tmp_path / "elsewhere")
@@ -87,20 +87,19 @@ def test_the_index_keeps_the_two_newest_and_the_best(tmp_path: Path) -> None:
     assert best.uuid == "uuid-1"
 
 
-def test_a_checkpoint_cut_off_by_a_kill_is_cleared_away(tmp_path: Path) -> None:
+def test_an_incomplete_checkpoint_is_deleted(tmp_path: Path) -> None:
     index = LocalCheckpoints(tmp_path)
-    whole = SavedCheckpoint("whole", 10, None)
-    index.folder(whole).mkdir(parents=True)
-    index.add(whole)
-    half = tmp_path / "checkpoints" / "determined" / "half"
-    half.mkdir()
+    complete = SavedCheckpoint("complete", 10, None)
+    index.folder(complete).mkdir(parents=True)
+    index.add(complete)
+    incomplete = tmp_path / "checkpoints" / "determined" / "incomplete"
+    incomplete.mkdir()
     index.remove_unlisted()
-    assert not half.exists()
-    assert index.folder(whole).is_dir()
+    assert not incomplete.exists()
+    assert index.folder(complete).is_dir()
 
 
-def test_a_resumed_run_replaces_what_came_after(tmp_path: Path) -> None:
-    """Checkpoints past the one resumed from belong to a future that did not happen."""
+def test_a_resumed_run_replaces_later_checkpoints(tmp_path: Path) -> None:
     index = LocalCheckpoints(tmp_path)
     for number in (10, 20):
         index.add(SavedCheckpoint(f"first-{number}", number, None))
@@ -108,18 +107,18 @@ def test_a_resumed_run_replaces_what_came_after(tmp_path: Path) -> None:
     assert [saved.uuid for saved in index.all()] == ["first-10", "second-20"]
 
 
-def test_storage_without_room_is_refused_before_a_byte_is_written(
+def test_too_little_space_is_reported_before_a_checkpoint_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = {"model": [{"weight": torch.zeros(1000, 1000)}], "more": (torch.zeros(10),)}
 
-    def free(amount: float) -> None:
+    def set_free_space(amount: float) -> None:
         usage = shutil.disk_usage(tmp_path)._replace(free=int(amount))
         monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
 
-    free(8e6)
+    set_free_space(8e6)
     require_space(tmp_path, content)
-    free(5e6)
+    set_free_space(5e6)
     with pytest.raises(CheckpointError, match="5 MB free, and a checkpoint needs 6 MB"):
         require_space(tmp_path, content)
-    require_space(None, content)  # a bucket
+    require_space(None, content)  # an object store

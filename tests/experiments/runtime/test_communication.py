@@ -1,4 +1,4 @@
-"""The collectives give every rank the same, whichever library carries them."""
+"""The collectives have the same results with every launcher."""
 
 import importlib.util
 from pathlib import Path
@@ -15,13 +15,13 @@ needs_horovod = pytest.mark.skipif(
 )
 
 
-def test_one_process_is_its_own_company() -> None:
-    alone = SingleProcess()
+def test_collectives_of_a_single_process_are_the_identity() -> None:
+    single = SingleProcess()
     rows = torch.arange(6).reshape(2, 3)
-    assert alone.all_gather(rows)[0] is rows
-    total = alone.all_reduce_sum(rows)
+    assert single.all_gather(rows)[0] is rows
+    total = single.all_reduce_sum(rows)
     assert torch.equal(total, rows)
-    total += 1  # a new tensor, as the others give
+    total += 1  # it is a new tensor
     assert rows[0, 0] == 0
 
 
@@ -38,16 +38,16 @@ def test_collectives(launcher: str, ranks: int, tmp_path: Path) -> None:
     script = Path(__file__).with_name("collectives.py")
     run_script(script, str(tmp_path), launcher=launcher, ranks=ranks)
     for rank in range(ranks):
-        found = torch.load(tmp_path / f"{rank}.pt")
-        assert found["size"] == ranks
-        assert found["local"] == rank
-        # Rank r gave r rows; rank 0 gave none.
-        assert [len(rows) for rows in found["gathered"]] == list(range(ranks))
-        for sender, rows in enumerate(found["gathered"]):
+        results = torch.load(tmp_path / f"{rank}.pt")
+        assert results["size"] == ranks
+        assert results["local"] == rank
+        # Rank r contributed r rows.
+        assert [len(rows) for rows in results["gathered"]] == list(range(ranks))
+        for sender, rows in enumerate(results["gathered"]):
             assert rows.dtype == torch.int64
             assert rows.flatten().tolist() == [10 * sender + i for i in range(3 * sender)]
-        assert [tuple(rows.shape) for rows in found["empty"]] == [(0, 6)] * ranks
-        assert found["sum"].tolist() == [1.5 * ranks, 2.0**ranks - 1]
-        assert found["untouched"].tolist() == [1.5, 2.0**rank]
-        assert found["broadcast"][0].eq(0).all()
-        assert found["broadcast"][1] == 0
+        assert [tuple(rows.shape) for rows in results["empty"]] == [(0, 6)] * ranks
+        assert results["sum"].tolist() == [1.5 * ranks, 2.0**ranks - 1]
+        assert results["summand"].tolist() == [1.5, 2.0**rank]
+        assert results["broadcast"][0].eq(0).all()
+        assert results["broadcast"][1] == 0
