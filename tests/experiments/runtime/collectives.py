@@ -26,6 +26,9 @@ def main() -> None:
         "broadcast": buffers,
     }
     torch.save(results, Path(sys.argv[1]) / f"{ranks.rank}.pt")
+    if torch.distributed.is_initialized():
+        # Otherwise Gloo's threads may still be running when Python exits, which aborts the process.
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
