@@ -5,9 +5,10 @@ Sent to hosts: nothing but the standard library of Python 3.10.
 
 import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any
 
 from cocodata.sync.store import HostError
@@ -53,28 +54,35 @@ def state(image: ContainerImage) -> str:
     return "missing" if None in reports else "different"
 
 
-def missing_layers(images: list[ContainerImage]) -> set[str]:
+def missing_layers(
+    images: list[ContainerImage], loaded: Mapping[str, list[str]] = MappingProxyType({})
+) -> set[str]:
     """Return which layers have to be sent to this engine.
 
     A layer of Docker's classic store can only be used on top of those that it was stored with, so
-    what counts is how many layers from the bottom an image of the engine has in common. What
-    containerd's store has cannot be seen from outside, so an image that differs is sent whole.
+    what counts is how many layers from the bottom an image of the engine has in common. The store
+    of containerd can use any layer, but does not tell which it has without compression: those of
+    images that were loaded by this program.
+
+    Args:
+        images: the images that it should have.
+        loaded: id -> layers, of images that this program has loaded.
     """
     lacking = [image for image in images if state(image) != "ok"]
     if not lacking:
         return set()
+    known = sorted(set(_docker("image", "ls", "--quiet", "--no-trunc").split()))
+    if "io.containerd.snapshotter" in _docker("info", "--format", "{{json .DriverStatus}}"):
+        present = {layer for identity in known for layer in loaded.get(identity, ())}
+        return {layer for image in lacking for layer in image.layers} - present
     chains = []
-    if "io.containerd.snapshotter" not in _docker("info", "--format", "{{json .DriverStatus}}"):
-        known = sorted(set(_docker("image", "ls", "--quiet", "--no-trunc").split()))
-        if known:
-            chains = [_layers(each) for each in json.loads(_docker("image", "inspect", *known))]
-    return {
-        layer
-        for image in lacking
-        for layer in image.layers[
-            max((_common(image.layers, chain) for chain in chains), default=0) :
-        ]
-    }
+    if known:
+        chains = [_layers(each) for each in json.loads(_docker("image", "inspect", *known))]
+    missing: set[str] = set()
+    for image in lacking:
+        usable = max((_common(image.layers, chain) for chain in chains), default=0)
+        missing |= set(image.layers[usable:])
+    return missing
 
 
 def _common(first: list[str], second: list[str]) -> int:
@@ -117,6 +125,9 @@ def load(image: ContainerImage, blobs: Path, send: set[str]) -> None:
             pass  # docker load says why.
         message = running.stderr.read().decode(errors="replace").strip()
     if running.returncode:
+        if state(image) == "ok":
+            # containerd's store keeps the names of an image even if a layer of it is missing.
+            _docker("image", "rm", "--force", *image.names)
         raise HostError(f"{image.names[0]}: docker load failed: {message}")
     if (found := state(image)) != "ok":
         raise HostError(f"{image.names[0]}: is {found} after docker load")

@@ -4,6 +4,7 @@ Sent to hosts: nothing but the standard library of Python 3.10.
 """
 
 import base64
+import json
 import shutil
 import threading
 from contextlib import suppress
@@ -32,6 +33,7 @@ class ImageHandler:
         """
         self.folder = Path(settings["folder"])
         self.blobs = self.folder / "blobs"
+        self._record = self.folder / "loaded.json"
         self.images = [ContainerImage.from_dict(each) for each in settings["images"]]
         self._is_source = bool(settings.get("source"))
         self._stopped = threading.Event()
@@ -47,7 +49,7 @@ class ImageHandler:
         if command.get("check"):
             return {"states": states, "missing": []}
         lock_folder(self.folder, "cluster-up")
-        missing = engine.missing_layers(self.images)
+        missing = engine.missing_layers(self.images, self._loaded())
         present = 0
         for file in self.blobs.iterdir() if self.blobs.is_dir() else ():
             if file.name in missing:
@@ -64,6 +66,13 @@ class ImageHandler:
         if missing:
             require_free(self.folder, needed, "Free some space")
         return {**swarm_status(), "states": states, "missing": sorted(missing)}
+
+    def _loaded(self) -> dict[str, list[str]]:
+        """Return the images that were loaded here: id -> layers."""
+        with suppress(OSError, ValueError):
+            loaded: dict[str, list[str]] = json.loads(self._record.read_text())
+            return loaded
+        return {}
 
     def join(self, command: dict[str, Any]) -> dict[str, Any]:
         """Start exchanging pieces of layers."""
@@ -119,7 +128,11 @@ class ImageHandler:
         for image in self.images:
             before = engine.state(image)
             if before != "ok":
-                engine.load(image, self.blobs, engine.missing_layers([image]))
+                loaded = self._loaded()
+                engine.load(image, self.blobs, engine.missing_layers([image], loaded))
+                report = engine.inspect(image.names[0]) or {}
+                loaded[report["Id"]] = image.layers
+                self._record.write_text(json.dumps(loaded))
                 changes.append(f"{image.names[0]} loaded ({before} before)")
         shutil.rmtree(self.blobs, ignore_errors=True)
         return {"changes": changes}

@@ -1,6 +1,7 @@
 """A second Docker engine on this machine, which stands for a host's, and small images."""
 
 import io
+import json
 import secrets
 import shutil
 import subprocess
@@ -18,17 +19,25 @@ def _run(*command: str, content: bytes | None = None) -> str:
     return done.stdout.decode().strip()
 
 
-@pytest.fixture(scope="session")
-def other_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of an empty engine."""
+@pytest.fixture(scope="session", params=["classic", "containerd"])
+def other_engine(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """The address of an empty engine, with each of Docker's two image stores."""
     if shutil.which("dockerd") is None:
         pytest.skip("dockerd is not installed")
     folder = tmp_path_factory.mktemp("engine")
     address = f"unix://{folder}/socket"
     options = [f"--host={address}", f"--data-root={folder}/data", f"--exec-root={folder}/run"]
     options += [f"--pidfile={folder}/pid", "--bridge=none", "--iptables=false", "--ip6tables=false"]
-    options += [f"--containerd-namespace={folder.name}", "--config-file", str(folder / "none.json")]
-    (folder / "none.json").write_text("{}")
+    options += [
+        f"--containerd-namespace={folder.name}",
+        "--config-file",
+        str(folder / "daemon.json"),
+    ]
+    (folder / "daemon.json").write_text(
+        json.dumps({"features": {"containerd-snapshotter": request.param == "containerd"}})
+    )
     with (folder / "log").open("w") as log:
         running = subprocess.Popen(["dockerd", *options], stdout=log, stderr=log)
     try:
