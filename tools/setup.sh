@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
 # Creates .venv from requirements.lock, unless it is up to date.
-# Uses the first Python 3.11, 3.12 or 3.13 on the PATH, or the one that PYTHON names. If the machine has
-# none of them, uv downloads one.
+# Uses the Python that PYTHON names, the one that .venv was created with, or the first Python 3.11, 3.12
+# or 3.13 on the PATH. If the machine has none of them, uv downloads one.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# The Python that .venv was created with, and the hashes of the locks.
+stamp=.venv/.made-from
 # The version that uv downloads if necessary: that of the task image.
 downloaded=3.11
 
@@ -23,8 +25,9 @@ is_supported() {
 }
 
 find_supported() {
-    local candidate
-    for candidate in python3.11 python3.12 python3.13 python3 python; do
+    local candidate used=
+    [[ ! -f $stamp ]] || read -r used <"$stamp"
+    for candidate in ${used:+"$used"} python3.11 python3.12 python3.13 python3 python; do
         if is_supported "$candidate"; then
             "$candidate" -c 'import sys; print(sys.executable)'
             return
@@ -91,7 +94,6 @@ fi
     die "$python cannot make virtual environments: its venv or ensurepip module is missing." \
         "Debian and Ubuntu: apt install python3-venv"
 
-stamp=.venv/.made-from
 wanted=$(printf '%s\n' "$python" && "$python" - requirements.lock requirements-uv.txt <<'PY'
 import hashlib, pathlib, sys
 for name in sys.argv[1:]:

@@ -151,6 +151,23 @@ def test_missing_venv_module_is_named(clone: Path) -> None:
     assert "its venv or ensurepip module is missing" in outcome.stderr
 
 
+def test_the_environment_keeps_its_python(clone: Path) -> None:
+    """Only `make setup PYTHON=` changes it, no other make command."""
+    python = 'case "$*" in *ensurepip*) exit 1;; *executable*) echo "${0##*/}";; esac'
+    (clone / ".venv").mkdir()
+    (clone / ".venv/.made-from").write_text("python3.13\nhash requirements.lock\n")
+    commands = {"git": "exit 0", "python3.11": python, "python3.13": python}
+    outcome = _setup(clone, commands)
+    assert outcome.stderr.startswith("error: python3.13 cannot make virtual environments")
+    shutil.rmtree(clone / "bin")
+    outcome = _setup(clone, commands, python="python3.11")
+    assert outcome.stderr.startswith("error: python3.11 cannot make virtual environments")
+    shutil.rmtree(clone / "bin")
+    del commands["python3.13"]
+    outcome = _setup(clone, commands)
+    assert outcome.stderr.startswith("error: python3.11 cannot make virtual environments")
+
+
 # A substitute for uv. Its Python has no venv module, so that setup stops there with an error.
 UV = 'case "$*" in *find*) echo downloaded-python;; *) echo "$*" >>uv-calls;; esac'
 DOWNLOADED = {"downloaded-python": "exit 1"}
