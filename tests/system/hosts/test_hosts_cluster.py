@@ -135,15 +135,15 @@ def test_lost_and_overwritten_images_are_repaired(cluster: Hosts) -> None:
     image = read_versions()["AGENT_IMAGE"]
     other = SMALL_IMAGE or task_image()
     on_host(2, f"docker tag {other} {image}")
-    on_host(3, f"docker image rm --force $(docker image inspect --format={{{{.Id}}}} {image})")
+    identity = f"docker image inspect --format={{{{.Id}}}} {image}"
+    on_host(3, f"systemctl stop determined-agent && docker image rm --force $({identity})")
     checks = json.loads(cluster.run("doctor", "--json").stdout)["checks"]
     failed = {(check["host"], check["name"]) for check in checks if not check["ok"]}
     assert {("host2", f"image {image}"), ("host3", f"image {image}")} <= failed
     changed = changed_tasks(cluster.succeed("up"))
     assert changed["host1"] == 0
-    wanted = on_host(1, f"docker image inspect --format={{{{.Id}}}} {image}")
-    for number in (2, 3):
-        assert on_host(number, f"docker image inspect --format={{{{.Id}}}} {image}") == wanted
+    wanted = on_host(1, identity)
+    assert [on_host(number, identity) for number in (2, 3)] == [wanted] * 2
     assert set(changed_tasks(cluster.succeed("up")).values()) == {0}
 
 
