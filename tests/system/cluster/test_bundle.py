@@ -36,7 +36,11 @@ def image() -> Iterator[str]:
     load = ["docker", "import", "-", name]
     subprocess.run(load, input=content.getvalue(), check=True, capture_output=True)
     yield name
-    subprocess.run(["docker", "rmi", "--force", name], capture_output=True, check=False)
+    # Loading it gives it another name too.
+    listed = ["docker", "image", "ls", "--quiet", f"--filter=reference={name.partition(':')[0]}"]
+    left = subprocess.run(listed, capture_output=True, text=True, check=True).stdout.split()
+    if left:
+        subprocess.run(["docker", "rmi", "--force", *left], capture_output=True, check=False)
 
 
 def image_id(image: str) -> str:
