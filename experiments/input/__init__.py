@@ -1,4 +1,4 @@
-"""Images and boxes for training and evaluation, through DALI."""
+"""The input pipeline for training and evaluation, based on DALI."""
 
 from experiments.input.failures import SampleError
 from experiments.input.fake import FakeLoader

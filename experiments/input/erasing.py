@@ -1,7 +1,7 @@
 """Random erasing (Zhong et al., 2017, "Random Erasing Data Augmentation") of normalised images.
 
-Up to ``recount`` rectangles of an image are replaced by the mean colour, a random colour or noise.
-Areas are relative to the part of the input that shows the image, not to its padding.
+Up to ``recount`` rectangles in an image are replaced by the mean colour, a random colour or noise.
+Their areas are relative to the image, without padding.
 """
 
 import math
@@ -22,12 +22,12 @@ _ATTEMPTS = 10
 
 @dataclass(frozen=True)
 class Erasure:
-    """What is erased in one image of a batch.
+    """The rectangles to erase in one image of a batch.
 
     Attributes:
-        row: of the image in the batch.
-        rectangles: top, left, height and width, pixels of the input.
-        noise_seed: of the colours.
+        row: Index of the image in the batch.
+        rectangles: (top, left, height, width) in pixels of the input.
+        noise_seed: Seed of the colours.
     """
 
     row: int
@@ -36,9 +36,9 @@ class Erasure:
 
 
 def erasable_size(sizes: Sizes, scale: FloatArray, input_size: tuple[int, int]) -> IntArray:
-    """(N, 2) heights and widths to draw rectangles in, of images of (N, 2) widths and heights."""
-    # In float32, as the published models were trained: it rounds to whole pixels what float64 would
-    # leave just below.
+    """Return the (height, width) to draw rectangles in, (N, 2), from (width, height), (N, 2)."""
+    # In float32, as for the published models: it rounds up to a whole pixel where float64 would be
+    # just below it.
     scaled = np.asarray(sizes, np.float32) / (1.0 / scale).astype(np.float32)[:, None]
     return np.minimum(scaled.astype(np.int64)[:, ::-1], input_size)
 
@@ -46,7 +46,7 @@ def erasable_size(sizes: Sizes, scale: FloatArray, input_size: tuple[int, int]) 
 def draw_erasures(
     config: InputConfig, erasable: IntArray, image_ids: IntArray, epochs: IntArray
 ) -> list[Erasure]:
-    """What is erased in N images, a pure function of each one's (seed, epoch, image id)."""
+    """Draw the erasures of N images, a pure function of each image's (seed, epoch, image id)."""
     erasures = []
     if config.reprob > 0:
         samples = zip(erasable.tolist(), image_ids.tolist(), epochs.tolist(), strict=True)
@@ -62,15 +62,15 @@ def draw_erasures(
 def draw_rectangles(
     config: InputConfig, height: int, width: int, generator: np.random.Generator
 ) -> list[tuple[int, int, int, int]]:
-    """Rectangles (top, left, height, width) to erase in an image of this size, often none."""
+    """Draw the rectangles (top, left, height, width) to erase in an image; there may be none."""
     if generator.random() > config.reprob:
         return []
     count = 1 if config.recount == 1 else 1 + int(generator.random() * config.recount)
     rectangles = []
     for _ in range(count):
         for _ in range(_ATTEMPTS):
-            area = _between(*_AREA, generator) * height * width / count
-            aspect_ratio = math.exp(_between(*_LOG_ASPECT_RATIO, generator))
+            area = _uniform(*_AREA, generator) * height * width / count
+            aspect_ratio = math.exp(_uniform(*_LOG_ASPECT_RATIO, generator))
             tall = round(math.sqrt(area * aspect_ratio))
             wide = round(math.sqrt(area / aspect_ratio))
             if wide < width and tall < height:
@@ -82,7 +82,7 @@ def draw_rectangles(
 
 
 def erase(images: Tensor, erasures: list[Erasure], mode: str) -> None:
-    """Erase rectangles of normalised images (N, 3, H, W), in place."""
+    """Erase rectangles in normalised images, (N, 3, H, W), in place."""
     for erasure in erasures:
         image = images[erasure.row]
         generator = torch.Generator(images.device).manual_seed(erasure.noise_seed)
@@ -95,5 +95,5 @@ def erase(images: Tensor, erasures: list[Erasure], mode: str) -> None:
                 window.copy_(torch.randn(shape, generator=generator, device=images.device))
 
 
-def _between(low: float, high: float, generator: np.random.Generator) -> float:
+def _uniform(low: float, high: float, generator: np.random.Generator) -> float:
     return low + (high - low) * generator.random()

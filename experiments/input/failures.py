@@ -1,4 +1,4 @@
-"""Why an image could not be used, and which one it was."""
+"""Errors that name the image file that cannot be used, and the reason."""
 
 import logging
 from pathlib import Path
@@ -8,33 +8,33 @@ from nvidia.dali import fn, pipeline_def, types
 
 from cocodata.format.images import ImageError, check_decoding
 
-_DALI_FAULT = "DALI cannot decode it"
+_DALI_PROBLEM = "DALI cannot decode it"
 _log = logging.getLogger(__name__)
 
 
 class SampleError(RuntimeError):
-    """An image file that was sound when the run began cannot be used any more.
+    """An image file has become unusable since the run started.
 
     Attributes:
-        path: the file.
-        epoch: the epoch that wanted it, from 0; None in evaluation.
-        reason: what is wrong with it.
+        path: The file.
+        epoch: The epoch of the sample, from 0; None in evaluation.
+        reason: What is wrong with the file.
     """
 
     def __init__(self, path: Path, epoch: int | None, reason: str, *, others: int = 0) -> None:
         when = "in evaluation" if epoch is None else f"in epoch {epoch}"
-        more = f" {others} more of the files tried cannot be used either." if others else ""
+        more = f" {others} more of the files that were tried are unusable too." if others else ""
         super().__init__(
-            f"{path}: {reason} ({when}).{more} Restore it from its source, verify the data set "
-            "against its manifest, and resume the run."
+            f"{path}: {reason} ({when}).{more} Restore the file, verify the data set against its "
+            "manifest (make coco-verify), and resume the run."
         )
         self.path = path
         self.epoch = epoch
         self.reason = reason
 
 
-def file_fault(path: Path, width: int, height: int) -> str | None:
-    """What is wrong with an image file that should be this large; None if it can be read."""
+def file_problem(path: Path, width: int, height: int) -> str | None:
+    """Return what is wrong with an image file that should have this size; None if nothing is."""
     try:
         check_decoding(path, (width, height))
     except ImageError as error:
@@ -42,8 +42,8 @@ def file_fault(path: Path, width: int, height: int) -> str | None:
     return None
 
 
-def dali_fault(path: Path) -> str | None:
-    """What DALI says against a file that Pillow can read; None if it decodes."""
+def dali_problem(path: Path) -> str | None:
+    """Return why DALI cannot decode a file that Pillow can read; None if it can."""
 
     @pipeline_def(batch_size=1, num_threads=1, device_id=None, prefetch_queue_depth=1)
     def decode() -> object:
@@ -54,5 +54,5 @@ def dali_fault(path: Path) -> str | None:
         decode().run(path=[np.frombuffer(str(path).encode(), np.uint8)])
     except RuntimeError as error:
         _log.debug("DALI on %s: %s", path, error)
-        return _DALI_FAULT
+        return _DALI_PROBLEM
     return None

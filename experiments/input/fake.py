@@ -1,4 +1,4 @@
-"""Generated batches, to measure a model without its input."""
+"""Generated batches, to measure a model without its input pipeline."""
 
 from collections.abc import Iterator
 
@@ -13,15 +13,15 @@ _BOXES_PER_IMAGE = 7  # COCO's mean
 
 
 class FakeLoader:
-    """One generated batch, again and again: noise with plausible boxes, a function of the seed.
+    """Repeats one generated batch of noise with plausible boxes, which depends on the seed.
 
     Args:
-        config: of the input that is stood in for.
-        batch_size: samples N in a batch of this rank.
-        num_batches: length of a pass.
-        num_classes: labels are 1 to this.
-        labeler: as TrainLoader's; it runs once.
-        endless: whether passes follow each other without end, as in training.
+        config: Configuration of the input pipeline that this replaces.
+        batch_size: Samples N per batch of this rank.
+        num_batches: Batches per pass.
+        num_classes: Labels are from 1 to this number.
+        labeler: As in TrainLoader; it is called once.
+        endless: Whether to repeat without end, as in training.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class FakeLoader:
         height, width = config.image_size
         extent = torch.tensor([height, width])
 
-        # Sides from a twentieth to all of the input's, at places where the box fits.
+        # Sides from a twentieth of the input's to all of it, at positions where the box fits.
         side = extent * (
             0.05 + 0.95 * torch.rand(batch_size, _BOXES_PER_IMAGE, 2, generator=generator) ** 2
         )
@@ -67,14 +67,14 @@ class FakeLoader:
         self._batch = {key: tensor.to(config.torch_device) for key, tensor in batch.items()}
 
     def __len__(self) -> int:
-        """Batches in a pass."""
+        """Batches per pass."""
         return self._num_batches
 
     def __iter__(self) -> Iterator[Batch]:
-        made = 0
-        while self._endless or made < self._num_batches:
+        count = 0
+        while self._endless or count < self._num_batches:
             yield dict(self._batch)
-            made += 1
+            count += 1
 
     def close(self) -> None:
-        """There is nothing to end; the other loaders have this."""
+        """Do nothing; for compatibility with the other loaders."""

@@ -1,4 +1,4 @@
-"""What a loader is told about the images that it is to make."""
+"""The configuration of the input pipeline."""
 
 import math
 from collections.abc import Collection
@@ -10,7 +10,7 @@ import torch
 from experiments.runtime.process import default_threads
 
 INTERPOLATIONS = ("bilinear", "bicubic", "lanczos")
-_RANDOM = "random"  # bilinear or bicubic, drawn for every sample
+_RANDOM = "random"  # bilinear or bicubic, drawn for each sample
 _ERASING_MODES = ("const", "rand", "pixel")
 _DEVICES = ("cpu", "gpu")
 
@@ -20,23 +20,23 @@ class InputConfig:
     """How images are decoded, augmented and normalised.
 
     Attributes:
-        image_size: the network input's (height, width), pixels.
-        mean: of the channels R, G, B on a scale of 0 to 1.
-        std: of the channels, on the same scale.
-        fill_color: of the padding: "mean", one grey value or (R, G, B), 0 to 255.
-        interpolation: of the resize: bilinear, bicubic, lanczos, or (in training) random, which
-            draws bilinear or bicubic for every sample.
-        scale: range of training's random resize, relative to the largest size that fits the input.
-        reprob: probability of random erasing.
-        remode: what erasing leaves: const (0, the mean colour), rand (one random colour a
-            rectangle) or pixel (noise).
-        recount: most rectangles erased in an image.
-        device: where images are decoded and augmented, and where batches lie: cpu or gpu.
-        device_id: the GPU's number; without a meaning on the CPU.
+        image_size: (height, width) of the network's input, pixels.
+        mean: Mean of the channels R, G, B, from 0 to 1.
+        std: Standard deviation of the channels, on the same scale.
+        fill_color: Colour of the padding: "mean", one grey value or (R, G, B), from 0 to 255.
+        interpolation: bilinear, bicubic, lanczos, or (in training) random, which draws bilinear or
+            bicubic for each sample.
+        scale: Range of training's random resize, relative to the largest size that fits the input.
+        reprob: Probability of random erasing.
+        remode: What erased rectangles contain: const (0, the mean colour), rand (one random colour
+            each) or pixel (noise).
+        recount: Maximum number of rectangles that are erased in an image.
+        device: Device of decoding, augmentation and batches: cpu or gpu.
+        device_id: Number of the GPU; ignored on a CPU.
         threads: CPU threads of the pipeline.
-        prefetch: batches made ahead.
-        seed: the run's; only training draws from it.
-        channels_last: give the images channels_last memory, without a copy.
+        prefetch: Number of batches to prefetch.
+        seed: The run's seed; used by training only.
+        channels_last: Whether images are channels_last in memory, which needs no copy.
     """
 
     image_size: tuple[int, int]
@@ -56,50 +56,50 @@ class InputConfig:
     channels_last: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse values that no image could be made with.
+        """Validate the values.
 
         Raises:
-            ValueError: names the field and what it may be.
+            ValueError: A value is invalid; the message names the field and what is allowed.
         """
         _require_length(self, "image_size", 2)
         _require_length(self, "mean", 3)
         _require_length(self, "std", 3)
         _require_length(self, "scale", 2)
         if min(self.image_size) < 1:
-            _refuse(self, "image_size", "(height, width), both at least 1")
+            _reject(self, "image_size", "(height, width), both at least 1")
         if not all(0 <= value <= 1 for value in self.mean):
-            _refuse(self, "mean", "three values of 0 to 1, R, G, B")
+            _reject(self, "mean", "three values from 0 to 1, for R, G, B")
         if not all(0 < value <= 1 for value in self.std):
-            _refuse(self, "std", "three values above 0 and up to 1, R, G, B")
+            _reject(self, "std", "three values above 0 and at most 1, for R, G, B")
         if not 0 < self.scale[0] <= self.scale[1] < math.inf:
-            _refuse(self, "scale", "(smallest, largest), 0 < smallest <= largest")
+            _reject(self, "scale", "(smallest, largest), 0 < smallest <= largest")
         if not 0 <= self.reprob <= 1:
-            _refuse(self, "reprob", "a probability, 0 to 1")
+            _reject(self, "reprob", "a probability, from 0 to 1")
         if not 0 <= self.seed < 2**64:
-            _refuse(self, "seed", "0 to 2**64 - 1")
+            _reject(self, "seed", "between 0 and 2**64 - 1")
         if self.device_id < 0:
-            _refuse(self, "device_id", "the number of a GPU, from 0")
+            _reject(self, "device_id", "the number of a GPU, from 0")
         for name in ("recount", "threads", "prefetch"):
             if getattr(self, name) < 1:
-                _refuse(self, name, "at least 1")
+                _reject(self, name, "at least 1")
         _require_one_of(self, "interpolation", (*INTERPOLATIONS, _RANDOM))
         _require_one_of(self, "remode", _ERASING_MODES)
         _require_one_of(self, "device", _DEVICES)
-        self.fill_rgb  # noqa: B018  (raises where the colour is none)
+        self.fill_rgb  # noqa: B018  (raises if the colour is invalid)
 
     @property
     def torch_device(self) -> torch.device:
-        """Where batches lie."""
+        """Device of the batches."""
         return torch.device("cuda", self.device_id) if self.device == "gpu" else torch.device("cpu")
 
     @property
-    def draws_interpolation(self) -> bool:
-        """Whether each sample draws its own interpolation."""
+    def random_interpolation(self) -> bool:
+        """Whether the interpolation is drawn for each sample."""
         return self.interpolation == _RANDOM
 
     @property
     def fill_rgb(self) -> tuple[int, int, int]:
-        """The padding's colour, 0 to 255, in whole numbers as an image would have it."""
+        """Colour of the padding, as integers from 0 to 255, as in an image."""
         color = self.fill_color
         if color == "mean":
             red, green, blue = (round(255 * value) for value in self.mean)
@@ -107,20 +107,20 @@ class InputConfig:
         if isinstance(color, int):
             color = (color, color, color)
         if isinstance(color, str) or len(color) != 3 or not all(0 <= c <= 255 for c in color):
-            _refuse(self, "fill_color", '"mean", or one or three whole numbers of 0 to 255')
+            _reject(self, "fill_color", '"mean", or one or three integers from 0 to 255')
         return color
 
 
-def _refuse(config: InputConfig, name: str, allowed: str) -> NoReturn:
+def _reject(config: InputConfig, name: str, allowed: str) -> NoReturn:
     raise ValueError(f"{name} is {getattr(config, name)!r}: it must be {allowed}")
 
 
 def _require_length(config: InputConfig, name: str, length: int) -> None:
     value = getattr(config, name)
     if not isinstance(value, (tuple, list)) or len(value) != length:
-        _refuse(config, name, f"a tuple of {length} numbers")
+        _reject(config, name, f"a tuple of {length} numbers")
 
 
 def _require_one_of(config: InputConfig, name: str, allowed: Collection[str]) -> None:
     if getattr(config, name) not in allowed:
-        _refuse(config, name, "one of " + ", ".join(allowed))
+        _reject(config, name, "one of " + ", ".join(allowed))

@@ -1,16 +1,16 @@
-"""Batches for training, evaluation and measuring: dictionaries of tensors.
+"""Loaders of batches for training and evaluation; a batch is a dictionary of tensors.
 
 - image: (N, 3, H, W) float32, normalised
-- boxes: (N, 100, 4) float32, y1 x1 y2 x2 in the input's pixels, padded with -1
+- boxes: (N, 100, 4) float32, y1 x1 y2 x2 in pixels of the input, padded with -1
 - labels: (N, 100) int64, from 1, padded with -1
-- image_id: (N,) int64, the data set's own
+- image_id: (N,) int64, from the data set
 - source_scale: (N,) float32, source pixels per input pixel, the inverse of `Geometry.scale`
 - source_size: (N, 2) int64, height and width of the source image in pixels
-- what the labeler returns, where there is one
+- the labeler's tensors, if there is a labeler
 
-All tensors of a batch lie on the configuration's device and own their memory: they stay valid after
-the next batch is drawn, and after the loader is closed. On a GPU they belong to the stream that was
-current when the batch was drawn.
+All tensors of a batch are on the configuration's device and own their memory: they stay valid after
+the next batch is loaded and after the loader is closed. On a GPU they belong to the stream that was
+current when the batch was loaded.
 """
 
 import math
@@ -26,16 +26,16 @@ from cocodata import Split
 from experiments.input.augmentation import (
     Geometry,
     IntArray,
-    draw_geometry,
     letterbox_geometry,
-    place_boxes,
+    random_geometry,
+    transform_boxes,
 )
 from experiments.input.erasing import Erasure, draw_erasures, erasable_size
 from experiments.input.global_batches import GlobalBatchSampler, shard
 from experiments.input.input_config import InputConfig
 from experiments.input.stream import Batch, BatchPlan, DaliStream
 
-# Boxes (N, 100, 4) and labels (N, 100) -> further tensors of the batch, by name.
+# Boxes (N, 100, 4) and labels (N, 100) -> additional tensors of the batch, by name.
 Labeler = Callable[[Tensor, Tensor], dict[str, Tensor]]
 
 
@@ -43,21 +43,21 @@ class TrainLoader(Iterator[Batch]):
     """One rank's share of an endless sequence of batches.
 
     Batch k is a pure function of the seed, the global batch size and k, and each sample's
-    augmentation of the seed, its epoch and its image id. So a run that starts at batch k sees what
-    a run that got there would have seen, on any number of ranks.
+    augmentation is a function of the seed, its epoch and its image id. So a run that starts at
+    batch k sees the same batches as one that has trained up to there, on any number of ranks.
 
     Args:
-        split: the images and boxes to train on.
-        config: of the input.
-        global_batch_size: samples in a batch over all ranks.
-        rank: of this process.
-        num_ranks: processes, which must divide the global batch size.
-        start_batch: number of the first batch.
-        labeler: computes training targets from the boxes and labels, on the CPU, ahead of time
-            and in another thread; None leaves that to whoever draws the batch.
+        split: The images and boxes to train on.
+        config: Configuration of the input pipeline.
+        global_batch_size: Samples per batch over all ranks.
+        rank: Rank of this process.
+        num_ranks: Number of ranks, which must divide the global batch size.
+        start_batch: Number of the first batch.
+        labeler: Computes training targets from boxes and labels, ahead of time, on the CPU and in
+            another thread; optional.
 
     Raises:
-        SampleError: (when a batch is drawn) a file turned bad. The loader is closed then.
+        SampleError: (when a batch is loaded) A file has become unusable. The loader is closed then.
     """
 
     def __init__(
@@ -73,30 +73,30 @@ class TrainLoader(Iterator[Batch]):
     ) -> None:
         self._split = split
         self._config = config
-        self._order = GlobalBatchSampler(len(split), config.seed, global_batch_size)
-        self._order.batch(start_batch, rank, num_ranks)  # refuses what no batch can be made of
+        self._sampler = GlobalBatchSampler(len(split), config.seed, global_batch_size)
+        self._sampler.batch(start_batch, rank, num_ranks)  # validates the arguments
         self._rank = rank
         self._num_ranks = num_ranks
         self._labeler = labeler
         self._stream = DaliStream(
-            config, self._prepare, max_batch_size=global_batch_size // num_ranks
+            config, self._plan_batch, max_batch_size=global_batch_size // num_ranks
         )
         self._batches = self._stream.batches(start_batch)
 
     def __len__(self) -> int:
-        """Batches per epoch, the last of them shared with the next epoch."""
-        return self._order.batches_per_epoch
+        """Batches per epoch; the last one may continue with the next epoch."""
+        return self._sampler.batches_per_epoch
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Batch:
         if self._stream.closed:
-            raise ValueError("the loader is closed: make a new one")
+            raise ValueError("the loader is closed: create a new one")
         return next(self._batches)
 
     def close(self) -> None:
-        """End the threads and give the memory back; batches drawn stay valid."""
+        """Stop the threads and free the memory; loaded batches stay valid."""
         self._stream.close()
 
     def __enter__(self) -> Self:
@@ -110,13 +110,13 @@ class TrainLoader(Iterator[Batch]):
     ) -> None:
         self.close()
 
-    def _prepare(self, k: int) -> BatchPlan:
-        epochs, indices = self._order.batch(k, self._rank, self._num_ranks)
+    def _plan_batch(self, k: int) -> BatchPlan:
+        epochs, indices = self._sampler.batch(k, self._rank, self._num_ranks)
         split, config = self._split, self._config
         sizes, image_ids = split.sizes[indices], split.image_ids[indices]
-        geometry = draw_geometry(config, sizes, image_ids, epochs)
+        geometry = random_geometry(config, sizes, image_ids, epochs)
         erasable = erasable_size(sizes, geometry.scale, config.image_size)
-        return _prepared(
+        return _make_plan(
             split,
             indices,
             geometry,
@@ -127,20 +127,20 @@ class TrainLoader(Iterator[Batch]):
 
 
 class EvalLoader:
-    """One rank's share of a split: each image once over all ranks, in any number of passes.
+    """One rank's share of a split, in repeatable passes; each image is on exactly one rank.
 
-    The last batch of a pass may be smaller, and a rank may have no batch at all.
+    The last batch of a pass may be smaller, and a rank may have no batches at all.
 
     Args:
-        split: the images to evaluate on.
-        config: of the input; its interpolation cannot be random.
-        batch_size: of this rank.
-        rank: of this process.
-        num_ranks: processes.
-        labeler: as TrainLoader's.
+        split: The images to evaluate on.
+        config: Configuration of the input pipeline; its interpolation cannot be random.
+        batch_size: Samples per batch of this rank.
+        rank: Rank of this process.
+        num_ranks: Number of ranks.
+        labeler: As in TrainLoader.
 
     Raises:
-        SampleError: (when a batch is drawn) a file turned bad. The loader is closed then.
+        SampleError: (when a batch is loaded) A file has become unusable. The loader is closed then.
     """
 
     def __init__(
@@ -155,28 +155,27 @@ class EvalLoader:
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}: it must be at least 1")
-        if config.draws_interpolation:
+        if config.random_interpolation:
             raise ValueError(
-                "interpolation is 'random': evaluation resizes every image alike, with "
-                "bilinear, bicubic or lanczos"
+                "interpolation is 'random': for evaluation it must be bilinear, bicubic or lanczos"
             )
         self._split = split
         self._config = config
         self._batch_size = batch_size
         self._indices = shard(len(split), rank, num_ranks)
         self._labeler = labeler
-        self._stream = DaliStream(config, self._prepare, max_batch_size=batch_size)
+        self._stream = DaliStream(config, self._plan_batch, max_batch_size=batch_size)
 
     def __len__(self) -> int:
-        """Batches of this rank in one pass."""
+        """Batches of this rank per pass."""
         return math.ceil(len(self._indices) / self._batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Start a new pass; one that was under way is given up."""
+        """Start a new pass; an unfinished one is abandoned."""
         return self._stream.batches(0, len(self))
 
     def close(self) -> None:
-        """End the threads and give the memory back; batches drawn stay valid."""
+        """Stop the threads and free the memory; loaded batches stay valid."""
         self._stream.close()
 
     def __enter__(self) -> Self:
@@ -190,13 +189,13 @@ class EvalLoader:
     ) -> None:
         self.close()
 
-    def _prepare(self, k: int) -> BatchPlan:
+    def _plan_batch(self, k: int) -> BatchPlan:
         indices = self._indices[k * self._batch_size : (k + 1) * self._batch_size]
         geometry = letterbox_geometry(self._config, self._split.sizes[indices])
-        return _prepared(self._split, indices, geometry, epochs=None, labeler=self._labeler)
+        return _make_plan(self._split, indices, geometry, epochs=None, labeler=self._labeler)
 
 
-def _prepared(
+def _make_plan(
     split: Split,
     indices: IntArray,
     geometry: Geometry,
@@ -205,12 +204,12 @@ def _prepared(
     labeler: Labeler | None,
     erasures: list[Erasure] | None = None,
 ) -> BatchPlan:
-    """All of a batch but its pixels."""
+    """Plan a batch: everything but its pixels."""
     first = split.box_offsets[indices]
     counts = split.box_offsets[indices + 1] - first
     within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
     rows = np.repeat(first, counts) + within
-    boxes, labels = place_boxes(geometry, split.boxes[rows], split.labels[rows], counts)
+    boxes, labels = transform_boxes(geometry, split.boxes[rows], split.labels[rows], counts)
     tensors = {
         "boxes": torch.from_numpy(boxes),
         "labels": torch.from_numpy(labels),

@@ -1,7 +1,7 @@
-"""The DALI graph that makes images: read, decode, resize a window of it, normalise, pad.
+"""The DALI graph for images: read, decode, crop and resize, normalise, pad.
 
-One graph serves training and evaluation, for they differ in the windows that they ask for, and CPU
-and GPU, which differ in where the operators run.
+Training and evaluation use the same graph with different windows, and CPU and GPU use it with
+different devices of its operators.
 """
 
 from collections.abc import Callable
@@ -17,8 +17,7 @@ from experiments.input.input_config import INTERPOLATIONS, InputConfig
 
 JPEG_END = (0xFF, 0xD9)
 
-# A path, the window's start and end in source pixels, its size in the input's, and the
-# interpolation.
+# Paths, start and end of the window in source pixels, its size in input pixels, interpolations.
 PipelineInputs = tuple[list[npt.NDArray[np.uint8]], *tuple[npt.NDArray[Any], ...]]
 
 _DALI_INTERPOLATION = {
@@ -30,7 +29,7 @@ _DALI_CODES = np.array([int(_DALI_INTERPOLATION[name]) for name in INTERPOLATION
 
 
 def pipeline_inputs(paths: list[Path], geometry: Geometry) -> PipelineInputs:
-    """What the graph is fed with to make these images."""
+    """Return the graph's inputs for these images."""
     start, end = geometry.source_window()
     return (
         [np.frombuffer(str(path).encode(), np.uint8) for path in paths],
@@ -44,15 +43,15 @@ def pipeline_inputs(paths: list[Path], geometry: Geometry) -> PipelineInputs:
 def image_pipeline(
     config: InputConfig, source: Callable[[], PipelineInputs], *, max_batch_size: int
 ) -> Pipeline:
-    """The graph, not yet built.
+    """Create the pipeline, without building it.
 
-    Its outputs are the normalised images (float32, CHW, or HWC when ``config.channels_last``), the
-    (H, W, C) of each stored image, and the last two bytes of each file.
+    Its outputs are the normalised images (float32, CHW, or HWC if ``config.channels_last``), the
+    shape (H, W, C) of each stored image, and the last two bytes of each file.
 
     Args:
-        config: of the input.
-        source: called for each batch; raises StopIteration after the last.
-        max_batch_size: no batch is larger.
+        config: Configuration of the input pipeline.
+        source: Called for each batch; raises StopIteration after the last.
+        max_batch_size: Maximum size of a batch.
     """
     graph = _graph(
         config,
@@ -75,11 +74,11 @@ def _graph(config: InputConfig, source: Callable[[], PipelineInputs]) -> Any:
         dtype=[types.UINT8, types.FLOAT, types.FLOAT, types.FLOAT, types.INT32],
         ndim=[1, 1, 1, 1, 0],
     )
-    # A mapped file that shrinks while it is read kills the process: an error is wanted instead.
+    # Without mmap: if a mapped file is truncated while it is read, the process is killed (SIGBUS).
     encoded = fn.io.file.read(paths, dont_use_mmap=True)
-    # Annotations are for the pixels as stored, so EXIF orientation is left aside. The GPU's
-    # decoders interpolate chroma as libjpeg does, so that both devices show the network the same
-    # images.
+    # Annotations are for the pixels as stored, so EXIF orientation is ignored. With fancy
+    # upsampling, GPU decoders interpolate chroma like libjpeg, so images are the same on both
+    # devices.
     images = fn.decoders.image(
         encoded,
         device="mixed" if config.device == "gpu" else "cpu",
@@ -87,7 +86,7 @@ def _graph(config: InputConfig, source: Callable[[], PipelineInputs]) -> Any:
         adjust_orientation=False,
         jpeg_fancy_upsampling=True,
     )
-    # Without an antialiasing filter, pixels differ from Pillow's by up to 35 of 255 when shrunk.
+    # Without antialiasing, pixels of downsized images differ from Pillow's by up to 35 of 255.
     resized = fn.resize(
         images,
         size=size,

@@ -1,4 +1,4 @@
-"""Batches in order, made ahead of time: a thread does the arithmetic on boxes, DALI the pixels."""
+"""Prefetches batches in order: a thread plans them, and DALI produces the images."""
 
 from collections import deque
 from collections.abc import Callable, Generator
@@ -16,7 +16,7 @@ from torch import Tensor
 from cocodata.format.images import size_mismatch
 from experiments.input.augmentation import Geometry
 from experiments.input.erasing import Erasure, erase
-from experiments.input.failures import SampleError, dali_fault, file_fault
+from experiments.input.failures import SampleError, dali_problem, file_problem
 from experiments.input.input_config import InputConfig
 from experiments.input.pipeline import JPEG_END, PipelineInputs, image_pipeline, pipeline_inputs
 
@@ -25,15 +25,15 @@ Batch = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """A batch before its pixels are made.
+    """A batch without its images.
 
     Attributes:
-        paths: of the N image files.
-        sizes: (N, 2), width and height that the annotations are for.
-        epochs: of the samples; None in evaluation.
-        geometry: of the N images.
-        erasures: rectangles to erase.
-        tensors: all of the batch but the images, on the CPU.
+        paths: The N image files.
+        sizes: (N, 2), widths and heights according to the annotations.
+        epochs: Epochs of the samples; None in evaluation.
+        geometry: Geometry of the N images.
+        erasures: Rectangles to erase.
+        tensors: The batch's other tensors, on the CPU.
     """
 
     paths: list[Path]
@@ -43,48 +43,46 @@ class BatchPlan:
     erasures: list[Erasure]
     tensors: Batch
 
-    def fault(self, row: int, reason: str, *, others: int = 0) -> SampleError:
-        """The error that says what is wrong with one sample."""
+    def sample_error(self, row: int, reason: str, *, others: int = 0) -> SampleError:
+        """Create the error that reports a sample."""
         epoch = None if self.epochs is None else self.epochs[row]
         return SampleError(self.paths[row], epoch, reason, others=others)
 
-    def file_fault(self, row: int) -> str | None:
-        """What is wrong with the file of one sample; None if it can be read."""
+    def file_problem(self, row: int) -> str | None:
+        """Return what is wrong with a sample's file; None if nothing is."""
         width, height = self.sizes[row].tolist()
-        return file_fault(self.paths[row], width, height)
+        return file_problem(self.paths[row], width, height)
 
 
 class DaliStream:
-    """Makes batches, one pass over some range of them at a time.
-
-    The pipeline is built once and kept for all passes.
+    """Produces ranges of batches, one range at a time; all use the same pipeline.
 
     Args:
-        config: of the input.
-        prepare: makes batch k but for its pixels; called in another thread.
-        max_batch_size: no batch is larger.
+        config: Configuration of the input pipeline.
+        plan_batch: Plans batch k; called in another thread.
+        max_batch_size: Maximum size of a batch.
     """
 
     def __init__(
         self,
         config: InputConfig,
-        prepare: Callable[[int], BatchPlan],
+        plan_batch: Callable[[int], BatchPlan],
         *,
         max_batch_size: int,
     ) -> None:
         if config.device == "gpu" and config.device_id >= torch.cuda.device_count():
             raise ValueError(
-                f"device is 'gpu' with device_id {config.device_id}, and PyTorch finds "
-                f"{torch.cuda.device_count() or 'no'} GPU: give another one, or device 'cpu'"
+                f"device is 'gpu' with device_id {config.device_id}, but PyTorch finds "
+                f"{torch.cuda.device_count() or 'no'} GPU: choose another one, or device 'cpu'"
             )
         self._config = config
-        self._prepare = prepare
+        self._plan_batch = plan_batch
         self._max_batch_size = max_batch_size
         self._next = 0
         self._end: int | None = None
-        self._prepared: deque[Future[tuple[BatchPlan, PipelineInputs]]] = deque()
+        self._planned: deque[Future[tuple[BatchPlan, PipelineInputs]]] = deque()
         self._in_flight: deque[BatchPlan] = deque()
-        self._sound_without_end: set[Path] = set()
+        self._valid_without_end: set[Path] = set()
         self._executor: ThreadPoolExecutor | None = None
         self._pipeline: Pipeline | None = None
         self._pass: Generator[Batch, None, None] | None = None
@@ -93,15 +91,16 @@ class DaliStream:
         self.closed = False
 
     def batches(self, first: int, end: int | None = None) -> Generator[Batch, None, None]:
-        """Batches ``first``, ``first + 1``, ... up to ``end`` (without it), or without end.
+        """Yield batches from ``first`` to ``end`` (exclusive; None for no end).
 
-        A pass that was under way is given up.
+        An unfinished pass is abandoned.
 
         Raises:
-            SampleError: (when a batch is drawn) a file turned bad. The stream is closed then.
+            SampleError: (when a batch is loaded) A file has become unusable. The stream is closed
+                then.
         """
         if self.closed:
-            raise ValueError("the loader is closed: make a new one")
+            raise ValueError("the loader is closed: create a new one")
         if self._pass is not None:
             self._pass.close()
         self._rewind()
@@ -109,9 +108,9 @@ class DaliStream:
         return self._pass
 
     def close(self) -> None:
-        """End the threads and give the memory back; batches drawn stay valid."""
+        """Stop the threads and free the memory; loaded batches stay valid."""
         self.closed = True
-        self._prepared.clear()
+        self._planned.clear()
         self._in_flight.clear()
         if self._executor is not None:
             self._executor.shutdown(wait=True, cancel_futures=True)
@@ -121,8 +120,8 @@ class DaliStream:
         if end is not None and first >= end:
             return
         try:
-            self._begin(first, end)
-            while (batch := self._collect()) is not None:
+            self._start_pass(first, end)
+            while (batch := self._next_batch()) is not None:
                 self._schedule()
                 yield batch
         except Exception:
@@ -131,9 +130,9 @@ class DaliStream:
         self._rewind()
 
     def _rewind(self) -> None:
-        """Let the pipeline see the end of its input, so that it can start over."""
+        """Run the pipeline to the end of its input, so that it can be reset."""
         if self._pipeline is not None and self._scheduled:
-            self._prepared.clear()
+            self._planned.clear()
             self._schedule()
             while self._outputs() is not None:
                 pass
@@ -141,7 +140,7 @@ class DaliStream:
             self._pipeline.reset()
             self._scheduled = False
 
-    def _begin(self, first: int, end: int | None) -> None:
+    def _start_pass(self, first: int, end: int | None) -> None:
         if self._pipeline is None:
             self._executor = ThreadPoolExecutor(1, "input")
             self._pipeline = image_pipeline(
@@ -151,11 +150,11 @@ class DaliStream:
         self._next, self._end = first, end
         self._scheduled = True
         for _ in range(self._config.prefetch):
-            self._prepare_next()
+            self._plan_next()
         self._schedule()
 
     def _schedule(self) -> None:
-        """Have another batch made; the first time, as many as are made ahead."""
+        """Schedule another batch; the first time, as many as are prefetched."""
         self._live_pipeline().schedule_run()
 
     def _live_pipeline(self) -> Pipeline:
@@ -163,86 +162,86 @@ class DaliStream:
             raise ValueError("the loader was closed while it was in use")
         return self._pipeline
 
-    def _prepare_next(self) -> None:
+    def _plan_next(self) -> None:
         if self._executor is not None and (self._end is None or self._next < self._end):
-            self._prepared.append(self._executor.submit(self._prepare_for_pipeline, self._next))
+            self._planned.append(self._executor.submit(self._plan_with_inputs, self._next))
             self._next += 1
 
-    def _prepare_for_pipeline(self, k: int) -> tuple[BatchPlan, PipelineInputs]:
-        prepared = self._prepare(k)
-        return prepared, pipeline_inputs(prepared.paths, prepared.geometry)
+    def _plan_with_inputs(self, k: int) -> tuple[BatchPlan, PipelineInputs]:
+        plan = self._plan_batch(k)
+        return plan, pipeline_inputs(plan.paths, plan.geometry)
 
     def _feed(self) -> PipelineInputs:
-        """DALI asks for the input of its next batch."""
-        if not self._prepared:
+        """Return the inputs of the next batch; called by DALI."""
+        if not self._planned:
             raise StopIteration
-        prepared, inputs = self._prepared.popleft().result()
-        self._prepare_next()
-        self._in_flight.append(prepared)
+        plan, inputs = self._planned.popleft().result()
+        self._plan_next()
+        self._in_flight.append(plan)
         return inputs
 
-    def _collect(self) -> Batch | None:
-        """The next batch that the pipeline has finished; None after the last."""
+    def _next_batch(self) -> Batch | None:
+        """Return the pipeline's next batch; None after the last."""
         outputs = self._outputs()
         if outputs is None:
             return None
         images, shapes, ends = outputs
-        prepared = self._in_flight.popleft()
-        self._check(prepared, shapes.as_array(), ends.as_array())
-        # The tensor shares the pipeline's memory and keeps it alive: nothing is copied.
+        plan = self._in_flight.popleft()
+        self._check(plan, shapes.as_array(), ends.as_array())
+        # Without a copy: the tensor shares the pipeline's memory and keeps it alive.
         image = torch.from_dlpack(images.as_tensor())
         if self._config.channels_last:
             image = image.permute(0, 3, 1, 2)
-        erase(image, prepared.erasures, self._config.remode)
-        rest = {key: tensor.to(self._device) for key, tensor in prepared.tensors.items()}
+        erase(image, plan.erasures, self._config.remode)
+        rest = {key: tensor.to(self._device) for key, tensor in plan.tensors.items()}
         return {"image": image, **rest}
 
     def _outputs(self) -> Any:
-        # On a GPU the memory must not be used again before what the consumer has queued is done.
+        # On a GPU, memory must not be reused before the consumer's queued work is done.
         stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
         try:
             return self._live_pipeline().outputs(cuda_stream=stream)
         except StopIteration:
             return None
         except RuntimeError as error:
-            culprit = self._culprit()
-            if culprit is None:
-                error.add_note("Each of the images in work decodes when it is tried alone.")
+            sample_error = self._find_bad_file()
+            if sample_error is None:
+                error.add_note("Each image of the current batches can be decoded on its own.")
                 raise
-            raise culprit from error
+            raise sample_error from error
 
-    def _check(self, prepared: BatchPlan, shapes: npt.NDArray[Any], ends: npt.NDArray[Any]) -> None:
-        """Refuse images of another size than their annotations', and ones cut short.
+    def _check(self, plan: BatchPlan, shapes: npt.NDArray[Any], ends: npt.NDArray[Any]) -> None:
+        """Reject truncated images, and images whose size differs from their annotations.
 
-        Not every decoder reports a file that ends early, but then its last bytes are not a JPEG's.
-        A sound file may lack them too (bytes after the image, another format): those are read in
-        full, once.
+        Not every decoder reports a truncated file, but its last bytes are not a JPEG's end marker.
+        Valid files may lack it too (bytes after the image, other formats), so files without one are
+        decoded in full, once.
         """
-        found = shapes[:, 1::-1]
-        for row in np.flatnonzero((found != prepared.sizes).any(axis=1)).tolist():
-            width, height = found[row].tolist()
-            expected = prepared.sizes[row].tolist()
-            raise prepared.fault(row, size_mismatch((width, height), tuple(expected)))
+        sizes = shapes[:, 1::-1]
+        for row in np.flatnonzero((sizes != plan.sizes).any(axis=1)).tolist():
+            width, height = sizes[row].tolist()
+            expected = plan.sizes[row].tolist()
+            raise plan.sample_error(row, size_mismatch((width, height), tuple(expected)))
         for row in np.flatnonzero((ends != JPEG_END).any(axis=1)).tolist():
-            if prepared.paths[row] not in self._sound_without_end:
-                reason = prepared.file_fault(row)
+            if plan.paths[row] not in self._valid_without_end:
+                reason = plan.file_problem(row)
                 if reason is not None:
-                    raise prepared.fault(row, reason)
-                self._sound_without_end.add(prepared.paths[row])
+                    raise plan.sample_error(row, reason)
+                self._valid_without_end.add(plan.paths[row])
 
-    def _culprit(self) -> SampleError | None:
-        """The file that DALI failed on: it says only that one of the batches in work was bad."""
-        samples = [(batch, row) for batch in self._in_flight for row in range(len(batch.paths))]
-        faults = [
-            (batch, row, reason)
-            for batch, row in samples
-            if (reason := batch.file_fault(row)) is not None
+    def _find_bad_file(self) -> SampleError | None:
+        """Find the file that DALI failed on, since its error does not name one."""
+        samples = [(plan, row) for plan in self._in_flight for row in range(len(plan.paths))]
+        problems = [
+            (plan, row, reason)
+            for plan, row in samples
+            if (reason := plan.file_problem(row)) is not None
         ] or [
-            (batch, row, reason)
-            for batch, row in samples
-            if (reason := dali_fault(batch.paths[row])) is not None
+            (plan, row, reason)
+            for plan, row in samples
+            if (reason := dali_problem(plan.paths[row])) is not None
         ]
-        if not faults:
+        if not problems:
             return None
-        batch, row, reason = faults[0]
-        return batch.fault(row, reason, others=len({b.paths[r] for b, r, _ in faults}) - 1)
+        plan, row, reason = problems[0]
+        return plan.sample_error(row, reason, others=len({p.paths[r] for p, r, _ in problems}) - 1)

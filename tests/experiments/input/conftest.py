@@ -1,4 +1,4 @@
-"""A small generated split of real JPEG files, for tests of the input that need no photographs."""
+"""A small generated split of JPEG files, for tests that do not need photographs."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from PIL import Image
 
 from cocodata import Split, load_split
 
-# How long an example takes says more of the machine than of the code.
+# The time of an example depends on the machine's load.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
@@ -32,7 +32,7 @@ def jpeg_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).save(
             folder / "val2017" / name, quality=95
         )
-        # Ids out of step with positions, so that one cannot pass for the other.
+        # Ids differ from indices, so that tests detect a mix-up.
         image_id = 1000 - 7 * number
         images.append({"id": image_id, "file_name": name, "width": width, "height": height})
         for _ in range(0 if number == 4 else number % 5 + 1):

@@ -1,4 +1,4 @@
-"""Geometry and boxes against effdet's own transforms, given the same random draws."""
+"""Geometry and boxes compared with effdet's transforms, given the same random draws."""
 
 from types import SimpleNamespace
 
@@ -11,17 +11,17 @@ from PIL import Image
 
 from experiments.input.augmentation import (
     MAX_BOXES,
-    draw_geometry,
+    geometry_from_draws,
     letterbox_geometry,
-    place_boxes,
     random_geometry,
     sample_generator,
+    transform_boxes,
 )
 from experiments.input.input_config import InputConfig
 
 
 class Draws:
-    """Stands in for the module `random`, with a given list of draws from [0, 1)."""
+    """Stands in for the module `random`, with given draws from [0, 1)."""
 
     def __init__(self, draws):
         self.draws = [float(draw) for draw in draws]
@@ -36,11 +36,11 @@ class Draws:
         return options[int(self.random() * len(options))]
 
 
-class NoPixels(SimpleNamespace):
-    """An image that remembers only what is done to its size."""
+class SizeOnlyImage(SimpleNamespace):
+    """Stands in for an image; it records operations on its size."""
 
     def resize(self, size, interpolation):
-        return NoPixels(size=size, resized=size, interpolation=interpolation)
+        return SizeOnlyImage(size=size, resized=size, interpolation=interpolation)
 
     def transpose(self, _):
         return self
@@ -60,7 +60,7 @@ class Canvas:
 
 @pytest.fixture(scope="module")
 def peer_without_pixels():
-    """effdet's transforms, with everything but their arithmetic taken out."""
+    """effdet's transforms, without pixels."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(peer.Image, "new", lambda *_, **__: Canvas())
         yield peer
@@ -89,15 +89,15 @@ input_sizes = st.tuples(st.sampled_from([128, 384, 640]), st.sampled_from([128, 
 
 
 @given(sample=samples(), input_size=input_sizes)
-def test_training_geometry_is_effdets(sample, input_size, peer_without_pixels):
+def test_training_geometry_equals_effdets(sample, input_size, peer_without_pixels):
     width, height, boxes, draws = sample
     config = InputConfig(input_size, interpolation="random")
-    geometry = random_geometry(config, np.array([[width, height]]), np.array([draws]))
-    got_boxes, got_labels = place_boxes(
+    geometry = geometry_from_draws(config, np.array([[width, height]]), np.array([draws]))
+    got_boxes, got_labels = transform_boxes(
         geometry, boxes, np.arange(len(boxes)) + 1, np.array([len(boxes)])
     )
 
-    image, target = NoPixels(size=(width, height)), {"bbox": boxes.copy()}
+    image, target = SizeOnlyImage(size=(width, height)), {"bbox": boxes.copy()}
     target["cls"] = np.arange(len(boxes)) + 1
     random_source, peer.random = peer.random, Draws(draws)
     try:
@@ -108,7 +108,7 @@ def test_training_geometry_is_effdets(sample, input_size, peer_without_pixels):
         peer.random = random_source
 
     pasted = Canvas.pasted
-    if min(pasted.resized) > 0:  # of an image that would vanish, one row or column is kept
+    if min(pasted.resized) > 0:  # we keep at least one row and column
         assert tuple(geometry.scaled_size[0, ::-1]) == pasted.resized
         left, top, right, bottom = pasted.window
         assert tuple(geometry.offset[0]) == (top, left)
@@ -124,12 +124,14 @@ def test_training_geometry_is_effdets(sample, input_size, peer_without_pixels):
 
 
 @given(sample=samples(), input_size=input_sizes)
-def test_evaluation_geometry_is_effdets(sample, input_size, peer_without_pixels):
+def test_evaluation_geometry_equals_effdets(sample, input_size, peer_without_pixels):
     width, height, boxes, _ = sample
     geometry = letterbox_geometry(InputConfig(input_size), np.array([[width, height]]))
-    got_boxes, _ = place_boxes(geometry, boxes, np.ones(len(boxes), int), np.array([len(boxes)]))
+    got_boxes, _ = transform_boxes(
+        geometry, boxes, np.ones(len(boxes), int), np.array([len(boxes)])
+    )
     target = {"bbox": boxes.copy(), "cls": np.ones(len(boxes))}
-    _, target = peer.ResizePad(input_size)(NoPixels(size=(width, height)), target)
+    _, target = peer.ResizePad(input_size)(SizeOnlyImage(size=(width, height)), target)
     if min(Canvas.pasted.resized) > 0:
         assert tuple(geometry.scaled_size[0, ::-1]) == Canvas.pasted.resized
         np.testing.assert_array_equal(got_boxes[0, : len(target["bbox"])], target["bbox"])
@@ -138,40 +140,40 @@ def test_evaluation_geometry_is_effdets(sample, input_size, peer_without_pixels)
 
 
 @given(batch=st.lists(samples(), min_size=1, max_size=5))
-def test_boxes_of_a_batch_are_those_of_its_images(batch):
+def test_a_batch_has_the_same_boxes_as_its_single_images(batch):
     config = InputConfig((256, 384))
     sizes = np.array([[width, height] for width, height, _, _ in batch])
     draws = np.array([draws for *_, draws in batch])
     counts = np.array([len(boxes) for _, _, boxes, _ in batch])
     boxes = np.concatenate([boxes for _, _, boxes, _ in batch])
     labels = np.arange(len(boxes)) + 1
-    got = place_boxes(random_geometry(config, sizes, draws), boxes, labels, counts)
+    got = transform_boxes(geometry_from_draws(config, sizes, draws), boxes, labels, counts)
     first = 0
     for i, count in enumerate(counts):
-        own = slice(first, first + count)
-        geometry = random_geometry(config, sizes[i : i + 1], draws[i : i + 1])
-        alone = place_boxes(geometry, boxes[own], labels[own], counts[i : i + 1])
-        np.testing.assert_array_equal(got[0][i], alone[0][0])
-        np.testing.assert_array_equal(got[1][i], alone[1][0])
+        rows = slice(first, first + count)
+        geometry = geometry_from_draws(config, sizes[i : i + 1], draws[i : i + 1])
+        single = transform_boxes(geometry, boxes[rows], labels[rows], counts[i : i + 1])
+        np.testing.assert_array_equal(got[0][i], single[0][0])
+        np.testing.assert_array_equal(got[1][i], single[1][0])
         first += count
 
 
-def test_the_first_hundred_boxes_left_of_an_image_are_kept():
+def test_the_first_hundred_visible_boxes_of_an_image_are_kept():
     config = InputConfig((128, 128))
     geometry = letterbox_geometry(config, np.array([[128, 128], [128, 128]]))
-    whole = np.tile(np.array([[8, 8, 40, 40]], np.float32), (150, 1))
+    inside = np.tile(np.array([[8, 8, 40, 40]], np.float32), (150, 1))
     outside = np.array([[200, 200, 210, 210]], np.float32)
-    boxes = np.concatenate([outside, whole, whole[:3]])
+    boxes = np.concatenate([outside, inside, inside[:3]])
     labels = np.arange(len(boxes))
-    out_boxes, out_labels = place_boxes(geometry, boxes, labels, np.array([151, 3]))
+    out_boxes, out_labels = transform_boxes(geometry, boxes, labels, np.array([151, 3]))
     assert out_boxes.shape == (2, MAX_BOXES, 4)
     np.testing.assert_array_equal(out_labels[0], np.arange(1, 101))
     np.testing.assert_array_equal(out_labels[1, :4], [151, 152, 153, -1])
 
 
 @given(draws=st.lists(units, min_size=5, max_size=5), width=sides, height=sides)
-def test_the_window_lies_in_the_image(draws, width, height):
-    geometry = random_geometry(
+def test_the_window_is_within_the_image(draws, width, height):
+    geometry = geometry_from_draws(
         InputConfig((512, 512)), np.array([[width, height]]), np.array([draws])
     )
     start, end = geometry.source_window()
@@ -184,29 +186,29 @@ def test_the_window_lies_in_the_image(draws, width, height):
     assert (start[0, 1] > end[0, 1]) == bool(geometry.flip[0])
 
 
-def test_draws_depend_on_seed_epoch_and_image_only():
+def test_draws_depend_only_on_seed_epoch_and_image():
     config = InputConfig((512, 512), interpolation="random", seed=3)
     sizes = np.tile([[640, 480]], (4, 1))
     ids, epochs = np.array([7, 9, 7, 9]), np.array([0, 0, 1, 1])
-    geometry = draw_geometry(config, sizes, ids, epochs)
+    geometry = random_geometry(config, sizes, ids, epochs)
     assert len(set(geometry.scale.tolist())) == 4
-    backwards = draw_geometry(config, sizes, ids[::-1], epochs[::-1])
+    backwards = random_geometry(config, sizes, ids[::-1], epochs[::-1])
     np.testing.assert_array_equal(geometry.scale, backwards.scale[::-1])
-    reseeded = draw_geometry(InputConfig((512, 512), seed=4), sizes, ids, epochs)
+    reseeded = random_geometry(InputConfig((512, 512), seed=4), sizes, ids, epochs)
     assert (geometry.scale != reseeded.scale).all()
 
 
-def test_streams_of_one_sample_are_apart():
+def test_streams_of_a_sample_differ():
     first = sample_generator(1, 2, 3, 0).random(64)
     second = sample_generator(1, 2, 3, 1).random(64)
     assert not np.isin(first, second).any()
 
 
-def test_augmentation_has_the_distribution_it_should():
+def test_augmentation_has_the_expected_distribution():
     config = InputConfig((512, 512), interpolation="random", seed=11)
     count = 4000
     sizes = np.tile([[512, 512]], (count, 1))
-    geometry = draw_geometry(config, sizes, np.arange(count), np.zeros(count, int))
+    geometry = random_geometry(config, sizes, np.arange(count), np.zeros(count, int))
     assert geometry.flip.mean() == pytest.approx(0.5, abs=0.04)
     assert (geometry.interpolation == 1).mean() == pytest.approx(0.5, abs=0.04)
     deciles = np.quantile(geometry.scale, [0.1, 0.5, 0.9])

@@ -1,4 +1,4 @@
-"""Random erasing against effdet's own, given the same random draws."""
+"""Random erasing compared with effdet's, given the same random draws."""
 
 import effdet.data.random_erasing as peer
 import numpy as np
@@ -15,8 +15,8 @@ from experiments.input.erasing import (
 from experiments.input.input_config import InputConfig
 
 
-class Recorded:
-    """Stands in for a generator and for the module `random`; both take draws from one list."""
+class Draws:
+    """Stands in for a generator and for the module `random`, with given draws from [0, 1)."""
 
     def __init__(self, draws):
         self.draws = iter(draws)
@@ -32,7 +32,7 @@ class Recorded:
 
 
 @pytest.mark.parametrize("recount", [1, 3])
-def test_rectangles_are_effdets(recount, monkeypatch):
+def test_rectangles_equal_effdets(recount, monkeypatch):
     config = InputConfig((128, 160), reprob=0.6, recount=recount, remode="const")
     generator = np.random.default_rng(2)
     erased = 0
@@ -41,12 +41,12 @@ def test_rectangles_are_effdets(recount, monkeypatch):
         size = generator.integers(20, 800, 2)
         scale = np.array([min(128 / size[1], 160 / size[0]) * generator.uniform(0.1, 2)])
         height, width = erasable_size(size[None], scale, config.image_size)[0].tolist()
-        rectangles = draw_rectangles(config, height, width, Recorded(draws))
+        rectangles = draw_rectangles(config, height, width, Draws(draws))
         erased += len(rectangles)
         ours = torch.ones(1, 3, 128, 160)
         erase(ours, [Erasure(0, rectangles, 0)], "const")
 
-        monkeypatch.setattr(peer, "random", Recorded(draws))
+        monkeypatch.setattr(peer, "random", Draws(draws))
         theirs = torch.ones(1, 3, 128, 160)
         erasing = peer.RandomErasing(0.6, mode="const", max_count=recount, device="cpu")
         target = {
@@ -58,8 +58,8 @@ def test_rectangles_are_effdets(recount, monkeypatch):
     assert erased > 40
 
 
-def test_the_erasable_size_rounds_as_effdets_does():
-    """effdet divides in float32, which keeps a row or column that float64 loses."""
+def test_the_erasable_size_is_rounded_like_effdets():
+    """effdet divides in float32, which sometimes gives one more row or column than float64."""
     sizes = np.array([[width, 480] for width in range(400, 700)])
     scale = 512 / sizes.max(axis=1)
     expected = torch.from_numpy(sizes).int() / torch.from_numpy(1 / scale).float()[:, None]
@@ -69,7 +69,7 @@ def test_the_erasable_size_rounds_as_effdets_does():
 
 
 @pytest.mark.parametrize("mode", ["const", "rand", "pixel"])
-def test_what_is_left_in_a_rectangle(mode):
+def test_contents_of_an_erased_rectangle(mode):
     images = torch.full((2, 3, 64, 64), 5.0)
     rectangles = [(4, 8, 30, 40), (50, 0, 10, 20)]
     erase(images, [Erasure(1, rectangles, 77)], mode)
@@ -90,7 +90,7 @@ def test_what_is_left_in_a_rectangle(mode):
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_noise_is_a_function_of_its_seed(memory_format):
+def test_noise_depends_only_on_its_seed(memory_format):
     def noise(row, seed):
         images = torch.zeros(3, 3, 32, 32).contiguous(memory_format=memory_format)
         erase(images, [Erasure(row, [(0, 0, 32, 32)], seed)], "pixel")
@@ -100,21 +100,21 @@ def test_noise_is_a_function_of_its_seed(memory_format):
     assert not torch.equal(noise(0, 5), noise(0, 6))
 
 
-def test_erasures_depend_on_the_sample_not_on_its_batch():
+def test_erasures_depend_on_the_sample_but_not_on_its_batch():
     config = InputConfig((128, 128), reprob=0.5, recount=4, seed=9)
     ids, epochs = np.arange(40), np.repeat([0, 1], 20)
     size = np.tile([[128, 100]], (40, 1))
-    whole = draw_erasures(config, size, ids, epochs)
-    assert 8 < len(whole) < 32
+    together = draw_erasures(config, size, ids, epochs)
+    assert 8 < len(together) < 32
     halves = [
         (erasure.row + start, erasure.rectangles, erasure.noise_seed)
         for start in (0, 20)
         for erasure in draw_erasures(config, size[:20], ids[start:][:20], epochs[start:][:20])
     ]
-    assert halves == [(e.row, e.rectangles, e.noise_seed) for e in whole]
+    assert halves == [(e.row, e.rectangles, e.noise_seed) for e in together]
 
 
-def test_nothing_is_erased_at_probability_0():
+def test_nothing_is_erased_with_probability_0():
     config = InputConfig((128, 128), reprob=0.0)
     sizes = np.tile([[128, 128]], (50, 1))
     assert draw_erasures(config, sizes, np.arange(50), np.zeros(50, int)) == []

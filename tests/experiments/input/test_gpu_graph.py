@@ -1,4 +1,4 @@
-"""The graph on a GPU: constructed everywhere, run where there is one."""
+"""The graph for a GPU: constructed on every machine, run on those with a GPU."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ GPU = InputConfig((64, 96), device="gpu", threads=2, interpolation="random", see
 
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_the_gpu_graph_can_be_constructed(channels_last):
-    """DALI makes a pipeline for a GPU only where there is one, but the operators are checked."""
+    """Without a GPU, DALI cannot build such a pipeline, but it checks the operators."""
 
     def serialized(device: str) -> bytes:
         config = dataclasses.replace(GPU, channels_last=channels_last, device=device)
@@ -26,7 +26,7 @@ def test_the_gpu_graph_can_be_constructed(channels_last):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_missing_gpu_is_named(jpeg_split):
+def test_a_missing_gpu_is_reported(jpeg_split):
     with pytest.raises(ValueError, match=r"device is 'gpu'.*no GPU"):
         TrainLoader(jpeg_split, GPU, global_batch_size=8)
 
@@ -35,7 +35,7 @@ def test_a_missing_gpu_is_named(jpeg_split):
     not torch.cuda.is_available(), reason="torch.cuda.is_available() is False: no GPU here"
 )
 @pytest.mark.parametrize("train", [True, False])
-def test_gpu_batches_are_those_of_the_cpu(jpeg_split, train):
+def test_gpu_batches_equal_cpu_batches(jpeg_split, train):
     batches = {}
     for device in ("cpu", "gpu"):
         if train:
@@ -51,7 +51,7 @@ def test_gpu_batches_are_those_of_the_cpu(jpeg_split, train):
             assert gpu[key].device.type == "cuda"
             if key != "image":
                 assert torch.equal(gpu[key].cpu(), tensor)
-        # Decoders and resamplers round differently: a level or two of 255.
+        # Decoding and resampling round differently, by one or two levels of 255.
         difference = (gpu["image"].cpu() - cpu["image"]).abs().mean() * 0.225 * 255
         assert difference < 2
 

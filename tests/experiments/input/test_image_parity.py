@@ -1,4 +1,4 @@
-"""Pixels and boxes of real photographs against effdet's own transforms."""
+"""Pixels and boxes of real photographs compared with effdet's transforms."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,11 +10,11 @@ from PIL import Image
 
 from cocodata import Split, load_split, splits
 from experiments.input import EvalLoader, InputConfig, TrainLoader
-from experiments.input.augmentation import Geometry, draw_geometry, sample_generator
+from experiments.input.augmentation import Geometry, random_geometry, sample_generator
 
 
 class Draws:
-    """Stands in for the module `random`, with a given list of draws from [0, 1)."""
+    """Stands in for the module `random`, with given draws from [0, 1)."""
 
     def __init__(self, draws):
         self.draws = draws.tolist()
@@ -30,19 +30,19 @@ class Draws:
 
 
 def pixels(config: InputConfig, image) -> np.ndarray:
-    """A normalised image as (3, H, W) of 0 to 255."""
+    """Undo the normalisation of an image; return (3, H, W) from 0 to 255."""
     mean, std = (np.array(value)[:, None, None] for value in (config.mean, config.std))
     return 255 * (image.numpy().astype(np.float64) * std + mean)
 
 
-def compared(
+def compare(
     split: Split, config: InputConfig, batch, transforms
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Rows of a batch with the peer's pixels; all but the pixels is compared here."""
-    place = {image_id: i for i, image_id in enumerate(split.image_ids.tolist())}
+    """Compare boxes, labels and scales of a batch; yield its rows with effdet's pixels."""
+    index_of = {image_id: i for i, image_id in enumerate(split.image_ids.tolist())}
     transform = transforms(config.image_size, config.interpolation, use_prefetcher=True)
     for row, image_id in enumerate(batch["image_id"].tolist()):
-        index = place[image_id]
+        index = index_of[image_id]
         boxes, labels = split.targets(index)
         peer.random = Draws(sample_generator(config.seed, 0, image_id).random(5))
         with Image.open(split.image_dir / split.file_names[index]) as image:
@@ -58,19 +58,19 @@ def compared(
 
 
 @pytest.fixture(autouse=True)
-def _peer_random_restored(monkeypatch):
+def _restore_peer_random(monkeypatch):
     monkeypatch.setattr(peer, "random", peer.random)
 
 
 @pytest.mark.parametrize("image_size", [(512, 512), (384, 640)])
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-def test_evaluation_images_are_effdets(coco_tiny: Path, image_size, interpolation):
+def test_evaluation_images_match_effdets(coco_tiny: Path, image_size, interpolation):
     split = load_split(coco_tiny, splits(coco_tiny)[1])
     config = InputConfig(image_size, interpolation=interpolation, threads=2)
     differences = []
     with EvalLoader(split, config, batch_size=32) as loader:
         for batch in loader:
-            for row, expected in compared(split, config, batch, peer.transforms_coco_eval):
+            for row, expected in compare(split, config, batch, peer.transforms_coco_eval):
                 differences.append(np.abs(pixels(config, batch["image"][row]) - expected))
     assert len(differences) == len(split)
     assert np.mean(differences) < 0.15
@@ -78,27 +78,27 @@ def test_evaluation_images_are_effdets(coco_tiny: Path, image_size, interpolatio
     assert np.max(differences) < (10.5 if interpolation == "bilinear" else 24)
 
 
-def test_training_images_are_effdets(coco_tiny: Path):
+def test_training_images_match_effdets(coco_tiny: Path):
     split = load_split(coco_tiny, splits(coco_tiny)[0])
     config = InputConfig((512, 512), interpolation="random", threads=2, seed=5)
     inside = {0: [], 1: []}
     means, padding = [], []
     with TrainLoader(split, config, global_batch_size=len(split)) as loader:
         batch = next(loader)
-    geometry: Geometry = draw_geometry(
+    geometry: Geometry = random_geometry(
         config,
         batch["source_size"].numpy()[:, ::-1],
         batch["image_id"].numpy(),
         np.zeros(len(split), np.int64),
     )
-    for row, expected in compared(split, config, batch, peer.transforms_coco_train):
+    for row, expected in compare(split, config, batch, peer.transforms_coco_train):
         difference = np.abs(pixels(config, batch["image"][row]) - expected)
         height, width = geometry.visible_size[row]
         means.append(difference[:, :height, :width].mean())
         padding.append(
             max(difference[:, height:].max(initial=0), difference[:, :, width:].max(initial=0))
         )
-        # Within three pixels of the window's edge the two resizes see different neighbours.
+        # effdet resizes before it crops, so pixels within three of the window's edge differ.
         core = difference[:, 3 : height - 3, 3 : width - 3]
         inside[int(geometry.interpolation[row])].append(core.max(initial=0))
     assert np.mean(means) < 0.2

@@ -1,4 +1,4 @@
-"""The loaders on generated JPEG files: what a batch holds, and what it does not depend on."""
+"""The loaders on generated JPEG files: the contents of batches, and what they do not depend on."""
 
 import dataclasses
 import threading
@@ -19,12 +19,12 @@ CONFIG = InputConfig(
 EVALUATION = InputConfig((64, 96), threads=2)
 
 
-def draw(loader, count):
+def load(loader, count):
     with loader:
         return [next(loader) for _ in range(count)]
 
 
-def joined(batches):
+def concatenate(batches):
     return {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
 
 
@@ -36,20 +36,20 @@ def assert_equal_batches(first, second):
 
 @pytest.fixture(scope="module")
 def global_batches(jpeg_split):
-    """The first four global batches; they reach into the third epoch of 13 images."""
-    return draw(TrainLoader(jpeg_split, CONFIG, global_batch_size=8), 4)
+    """The first four global batches, which extend into the third epoch of 13 images."""
+    return load(TrainLoader(jpeg_split, CONFIG, global_batch_size=8), 4)
 
 
 @pytest.mark.parametrize("num_ranks", [2, 4])
 def test_ranks_share_the_same_global_batches(jpeg_split, global_batches, num_ranks):
     shares = [
-        draw(
+        load(
             TrainLoader(jpeg_split, CONFIG, global_batch_size=8, rank=rank, num_ranks=num_ranks), 4
         )
         for rank in range(num_ranks)
     ]
     for k, batch in enumerate(global_batches):
-        assert_equal_batches(joined([share[k] for share in shares]), batch)
+        assert_equal_batches(concatenate([share[k] for share in shares]), batch)
 
 
 def test_starting_at_a_batch_equals_skipping_to_it(jpeg_split, global_batches):
@@ -58,16 +58,16 @@ def test_starting_at_a_batch_equals_skipping_to_it(jpeg_split, global_batches):
             assert_equal_batches(next(loader), global_batches[k])
 
 
-def test_epochs_cover_every_image_and_differ(jpeg_split, global_batches):
-    together = joined(global_batches)
-    ids = together["image_id"].tolist()
+def test_epochs_have_every_image_and_differ(jpeg_split, global_batches):
+    samples = concatenate(global_batches)
+    ids = samples["image_id"].tolist()
     assert sorted(ids[:13]) == sorted(ids[13:26]) == jpeg_split.image_ids.tolist()
     one, other = ids.index(ids[0]), ids.index(ids[0], 13)
-    assert together["source_scale"][one] != together["source_scale"][other]
+    assert samples["source_scale"][one] != samples["source_scale"][other]
     assert len(TrainLoader(jpeg_split, CONFIG, global_batch_size=8)) == 2
 
 
-def test_what_a_batch_holds(jpeg_split, global_batches):
+def test_contents_of_a_batch(jpeg_split, global_batches):
     batch = global_batches[0]
     assert {key: (tensor.dtype, tuple(tensor.shape)) for key, tensor in batch.items()} == {
         "image": (torch.float32, (8, 3, 64, 96)),
@@ -77,15 +77,15 @@ def test_what_a_batch_holds(jpeg_split, global_batches):
         "source_scale": (torch.float32, (8,)),
         "source_size": (torch.int64, (8, 2)),
     }
-    place = {image_id: i for i, image_id in enumerate(jpeg_split.image_ids.tolist())}
+    index_of = {image_id: i for i, image_id in enumerate(jpeg_split.image_ids.tolist())}
     for row, image_id in enumerate(batch["image_id"].tolist()):
-        width, height = jpeg_split.sizes[place[image_id]].tolist()
+        width, height = jpeg_split.sizes[index_of[image_id]].tolist()
         assert batch["source_size"][row].tolist() == [height, width]
 
 
-def test_random_erasing_leaves_the_rest_of_a_batch_alone(jpeg_split, global_batches):
+def test_random_erasing_changes_only_images(jpeg_split, global_batches):
     plain = dataclasses.replace(CONFIG, reprob=0.0)
-    (batch,) = draw(TrainLoader(jpeg_split, plain, global_batch_size=8), 1)
+    (batch,) = load(TrainLoader(jpeg_split, plain, global_batch_size=8), 1)
     erased = (batch["image"] != global_batches[0]["image"]).flatten(1).any(1)
     assert 0 < erased.sum() < 8
     del batch["image"]
@@ -93,13 +93,13 @@ def test_random_erasing_leaves_the_rest_of_a_batch_alone(jpeg_split, global_batc
         assert torch.equal(tensor, global_batches[0][key])
 
 
-def test_channels_last_changes_only_the_memory(jpeg_split, global_batches):
+def test_channels_last_changes_only_the_memory_format(jpeg_split, global_batches):
     config = dataclasses.replace(CONFIG, channels_last=True)
-    (batch,) = draw(TrainLoader(jpeg_split, config, global_batch_size=8), 1)
+    (batch,) = load(TrainLoader(jpeg_split, config, global_batch_size=8), 1)
     assert batch["image"].is_contiguous(memory_format=torch.channels_last)
     plain = dataclasses.replace(CONFIG, reprob=0.0)
     both = [
-        draw(TrainLoader(jpeg_split, c, global_batch_size=8), 1)[0]
+        load(TrainLoader(jpeg_split, c, global_batch_size=8), 1)[0]
         for c in (plain, dataclasses.replace(plain, channels_last=True))
     ]
     assert_equal_batches(*both)
@@ -118,7 +118,7 @@ def test_batches_own_their_memory(jpeg_split):
 
 
 @pytest.mark.parametrize(("num_ranks", "batch_size"), [(1, 4), (2, 3), (3, 5), (16, 2)])
-def test_evaluation_shows_each_image_once(jpeg_split, num_ranks, batch_size):
+def test_evaluation_has_each_image_once(jpeg_split, num_ranks, batch_size):
     seen = []
     for rank in range(num_ranks):
         with EvalLoader(
@@ -132,7 +132,7 @@ def test_evaluation_shows_each_image_once(jpeg_split, num_ranks, batch_size):
     assert sorted(seen) == jpeg_split.image_ids.tolist()
 
 
-def test_evaluation_passes_are_alike_also_after_one_given_up(jpeg_split):
+def test_evaluation_passes_are_equal_even_after_an_abandoned_one(jpeg_split):
     with EvalLoader(jpeg_split, EVALUATION, batch_size=2) as loader:
         first = list(loader)
         next(iter(loader))
@@ -151,7 +151,7 @@ def test_evaluation_pads_with_the_mean_colour(jpeg_split):
     torch.testing.assert_close(batch["image"][:, :, :, -1], grey[None, :, None].expand(13, 3, 64))
 
 
-def test_empty_images_have_no_boxes(jpeg_split):
+def test_images_without_annotations_have_no_boxes(jpeg_split):
     with EvalLoader(jpeg_split, EVALUATION, batch_size=13) as loader:
         batch = next(iter(loader))
     has_boxes = torch.from_numpy(np.diff(jpeg_split.box_offsets) > 0)
@@ -159,7 +159,7 @@ def test_empty_images_have_no_boxes(jpeg_split):
     assert torch.equal((batch["labels"] > 0).any(1), has_boxes)
 
 
-def test_labels_are_computed_ahead(jpeg_split, global_batches):
+def test_the_labeler_runs_ahead_in_another_thread(jpeg_split, global_batches):
     threads = set()
 
     def label(boxes, labels):
@@ -170,7 +170,7 @@ def test_labels_are_computed_ahead(jpeg_split, global_batches):
             "num_positives": (labels > 0).sum(1).float(),
         }
 
-    (batch,) = draw(TrainLoader(jpeg_split, CONFIG, global_batch_size=8, labeler=label), 1)
+    (batch,) = load(TrainLoader(jpeg_split, CONFIG, global_batch_size=8, labeler=label), 1)
     assert torch.equal(batch["class_targets"], batch["labels"] * 10)
     assert torch.equal(batch["box_targets"], batch["boxes"] + 1)
     assert torch.equal(batch["num_positives"], (batch["labels"] > 0).sum(1).float())
@@ -179,7 +179,7 @@ def test_labels_are_computed_ahead(jpeg_split, global_batches):
         assert "class_targets" in next(iter(loader))
 
 
-def test_targets_of_the_loader_are_those_of_the_model(jpeg_split):
+def test_the_loaders_targets_equal_the_models(jpeg_split):
     config = InputConfig((128, 128), threads=2)
     criterion = DetectionCriterion(detector_config("tiny"))
 
@@ -194,7 +194,7 @@ def test_targets_of_the_loader_are_those_of_the_model(jpeg_split):
         assert torch.equal(batch[key], tensor), key
 
 
-def test_an_error_of_the_labeler_reaches_the_caller(jpeg_split):
+def test_an_error_in_the_labeler_is_raised(jpeg_split):
     def label(boxes, labels):
         raise ArithmeticError("no targets")
 
@@ -205,8 +205,8 @@ def test_an_error_of_the_labeler_reaches_the_caller(jpeg_split):
         next(loader)
 
 
-def test_images_of_other_kinds_are_decoded_as_pillow_does(jpeg_folder, jpeg_split, tmp_path):
-    """Grey and CMYK JPEGs become RGB; EXIF orientation is left aside."""
+def test_other_kinds_of_images_are_decoded_like_pillow(jpeg_folder, jpeg_split, tmp_path):
+    """Grey and CMYK JPEGs become RGB; EXIF orientation is ignored."""
     names = jpeg_split.file_names[:4]
     split = dataclasses.replace(
         jpeg_split.select(np.arange(13) < 4), image_dir=tmp_path, file_names=names
@@ -214,7 +214,7 @@ def test_images_of_other_kinds_are_decoded_as_pillow_does(jpeg_folder, jpeg_spli
     for name, mode in zip(names, ("L", "CMYK", "RGB", "RGB"), strict=True):
         with Image.open(jpeg_split.image_dir / name) as image:
             exif = image.getexif()
-            exif[0x0112] = 6  # stored turned by 90 degrees
+            exif[0x0112] = 6  # stored rotated by 90 degrees
             image.convert(mode).save(tmp_path / name, quality=95, exif=exif)
     config = dataclasses.replace(EVALUATION, image_size=(96, 96))
     with EvalLoader(split, config, batch_size=4) as loader:
@@ -231,7 +231,7 @@ def test_images_of_other_kinds_are_decoded_as_pillow_does(jpeg_folder, jpeg_spli
         assert difference.mean() < 0.5, name
 
 
-def test_closed_loaders_leave_no_thread_and_refuse(jpeg_split):
+def test_closed_loaders_leave_no_threads_and_raise(jpeg_split):
     def num_threads():
         return len(list(Path("/proc/self/task").iterdir()))
 
@@ -252,7 +252,7 @@ def test_closed_loaders_leave_no_thread_and_refuse(jpeg_split):
         iter(evaluation)
 
 
-def test_loaders_refuse_what_they_cannot_do(jpeg_split):
+def test_loaders_reject_invalid_arguments(jpeg_split):
     with pytest.raises(ValueError, match="6 is not divisible by 4 ranks"):
         TrainLoader(jpeg_split, CONFIG, global_batch_size=6, num_ranks=4)
     with pytest.raises(ValueError, match="interpolation is 'random'"):
@@ -262,7 +262,7 @@ def test_loaders_refuse_what_they_cannot_do(jpeg_split):
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_fake_batches_look_like_real_ones(jpeg_split, global_batches, channels_last):
+def test_fake_batches_have_the_format_of_real_ones(jpeg_split, global_batches, channels_last):
     config = dataclasses.replace(CONFIG, channels_last=channels_last)
     fake = FakeLoader(config, batch_size=8, num_batches=3, num_classes=3)
     batches = list(fake)
