@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measure a detector on a data set: COCO's metrics, AP per class, and its detections as a file."""
+"""Evaluate a detector on a data set: COCO metrics, AP per class, and its detections as a file."""
 
 import json
 import sys
@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
-# Started as a script: the packages are found beside this file, not installed.
+# The packages are not installed; make them importable when this file is run as a script.
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "data-prep")]
 
@@ -93,7 +93,7 @@ def evaluate(
     save_image(contact_sheet(pictures, split.categories.name_of), out / "detections.png")
     console.print(
         f"AP {format_metric(result.metrics['AP'])}, {len(split) / seconds:.1f} images/s, "
-        f"{result.num_detections} detections; look at {out}",
+        f"{result.num_detections} detections; results in {out}",
         highlight=False,
         soft_wrap=True,
     )
@@ -104,10 +104,10 @@ def main(
     checkpoint: Checkpoint,
     data: Annotated[Path, typer.Option(help="Data set folder in COCO's layout.")],
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the results; runs/evaluate/<time> if not given.")
+        Path | None, typer.Option(help="Folder for the results; default: runs/evaluate/<time>.")
     ] = None,
     split: Annotated[
-        str | None, typer.Option(help="Split to evaluate; else the validation split.")
+        str | None, typer.Option(help="Split to evaluate; default: the validation split.")
     ] = None,
     model: Model = None,
     num_classes: NumClasses = None,
@@ -115,7 +115,7 @@ def main(
     batch_size: BatchSize = 8,
     threads: Threads = None,
 ) -> None:
-    """Print COCO's metrics of a checkpoint on a data set, and write its detections."""
+    """Print the COCO metrics of a checkpoint on a data set, and write its detections."""
     out = out or Path("runs/evaluate") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
     try:
         evaluate(

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draw what a detector finds in pictures, and write it as JSON."""
+"""Draw a detector's detections on pictures, and write them as JSON."""
 
 import json
 import sys
@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
-# Started as a script: the packages are found beside this file, not installed.
+# The packages are not installed; make them importable when this file is run as a script.
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "data-prep")]
 
@@ -22,9 +22,9 @@ from experiments.checkpoints.detectors import trained_categories  # noqa: E402
 from experiments.evaluation import Detections, DetectionTable  # noqa: E402
 from experiments.evaluation.drawing import draw_detections  # noqa: E402
 from experiments.evaluation.inference import (  # noqa: E402
-    best_or_given,
     evaluation_input,
     open_detector,
+    resolve_checkpoint,
     with_progress,
 )
 from experiments.evaluation.loop import detect_batch  # noqa: E402
@@ -54,19 +54,20 @@ _COCO_CLASSES = 90
 def class_categories(
     num_classes: int, data: Path | None, trained: Categories | None = None
 ) -> Categories:
-    """The names of a detector's classes.
+    """Return the names of a detector's classes.
 
-    A data set's, those that it was trained on, COCO's for 90 classes, or numbers.
+    They are those of the data set if one is given, else those that it was trained on if known, else
+    COCO's for 90 classes, else numbers.
 
     Raises:
-        ValueError: the data set has another number of classes.
+        ValueError: The data set has another number of classes.
     """
     if data is not None:
         trained = load_split(data, splits(data)[1]).categories
         if trained.num_classes != num_classes:
             raise ValueError(
-                f"the detector has {num_classes} classes, {data} has {trained.num_classes}: it "
-                "was trained on another data set"
+                f"the detector has {num_classes} classes, but {data} has {trained.num_classes}: "
+                "the detector was trained on another data set"
             )
     if trained is not None:
         return trained
@@ -81,10 +82,10 @@ def class_categories(
     return Categories(ids=tuple(range(1, num_classes + 1)), names=tuple(names))
 
 
-def detect_in(
+def detect_split(
     detector: EfficientDet, split: Split, *, batch_size: int, threads: int | None
 ) -> Detections:
-    """The detections of a detector in the images of a split."""
+    """Return a detector's detections in the images of a split."""
     config = detector.config
     device = next(detector.parameters()).device
     postprocessor = Postprocessor(config).to(device)
@@ -94,15 +95,15 @@ def detect_in(
     ) as loader:
         for batch in with_progress(loader, len(loader)):
             on_device = {name: tensor.to(device) for name, tensor in batch.items()}
-            _, found = detect_batch(detector, postprocessor, on_device)
-            table.add(batch["image_id"], found)
+            _, batch_detections = detect_batch(detector, postprocessor, on_device)
+            table.add(batch["image_id"], batch_detections)
     return table.gather(SingleProcess(), split.categories)
 
 
 def write_predictions(
     pictures: Pictures, detections: Detections, out: Path, *, min_score: float
 ) -> int:
-    """Write each picture with its boxes drawn, and detections.json.
+    """Write each picture with its detections drawn on it, and detections.json.
 
     Returns:
         The number of detections.
@@ -110,7 +111,7 @@ def write_predictions(
     out.mkdir(parents=True, exist_ok=True)
     categories = pictures.split.categories
     listing: list[dict[str, Any]] = []
-    taken: set[str] = set()
+    used_names: set[str] = set()
     for image_id, file in zip(pictures.split.image_ids, pictures.files, strict=True):
         rows = np.flatnonzero((detections.image_ids == image_id) & (detections.scores >= min_score))
         boxes = detections.boxes[rows].copy()
@@ -118,8 +119,8 @@ def write_predictions(
         labels = categories.labels_of(detections.category_ids[rows])
         scores = detections.scores[rows]
         image = open_picture(file)
-        name = f"{file.stem}.jpg" if f"{file.stem}.jpg" not in taken else f"{file.name}.jpg"
-        taken.add(name)
+        name = f"{file.stem}.jpg" if f"{file.stem}.jpg" not in used_names else f"{file.name}.jpg"
+        used_names.add(name)
         save_image(draw_detections(image, boxes, labels, scores, categories.name_of), out / name)
         listing.append(
             {
@@ -142,45 +143,47 @@ def write_predictions(
 def main(
     *,
     checkpoint: Checkpoint,
-    images: Annotated[str, typer.Option(help="A picture, a folder of pictures, or a pattern.")],
+    images: Annotated[
+        str, typer.Option(help="A picture, a folder of pictures, or a glob pattern.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder for the drawn pictures.")] = Path(
         "runs/predict"
     ),
     data: Annotated[
-        Path | None, typer.Option(help="The data set that the classes get their names from.")
+        Path | None, typer.Option(help="Data set to take the class names from.")
     ] = None,
-    score: Annotated[
-        float, typer.Option(min=0, max=1, help="Detections that score less are left out.")
-    ] = 0.3,
+    score: Annotated[float, typer.Option(min=0, max=1, help="Minimum score of detections.")] = 0.3,
     model: Model = None,
     num_classes: NumClasses = None,
     device: Device = "auto",
     batch_size: BatchSize = 8,
     threads: Threads = None,
 ) -> None:
-    """Draw what a checkpoint detects in pictures of any size, and write it as JSON."""
+    """Draw a checkpoint's detections on pictures of any size, and write them as JSON."""
     try:
         files = find_pictures(images)
         detector = open_detector(
             checkpoint, model=model, num_classes=num_classes, device=device, threads=threads
         )
-        trained = trained_categories(best_or_given(checkpoint))
+        trained = trained_categories(resolve_checkpoint(checkpoint))
         categories = class_categories(detector.config.num_classes, data, trained)
         with tempfile.TemporaryDirectory() as scratch:
             pictures = read_pictures(files, Path(scratch), categories)
-            detections = detect_in(detector, pictures.split, batch_size=batch_size, threads=threads)
+            detections = detect_split(
+                detector, pictures.split, batch_size=batch_size, threads=threads
+            )
             count = write_predictions(pictures, detections, out, min_score=score)
     except (CheckpointError, DatasetError, SampleError, OSError, ValueError) as error:
         print_error(str(error))
         raise typer.Exit(1) from error
     Console().print(
-        f"{count} detections in {len(pictures.files)} pictures; look at {out}",
+        f"{count} detections in {len(pictures.files)} pictures; results in {out}",
         highlight=False,
         soft_wrap=True,
     )
-    for reason in pictures.broken.values():
+    for reason in pictures.unreadable.values():
         print_error(f"skipped: {reason}")
-    if pictures.broken:
+    if pictures.unreadable:
         raise typer.Exit(1)
 
 

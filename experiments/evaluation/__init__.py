@@ -1,4 +1,4 @@
-"""What a detector's output is worth: COCO's metrics, drawn detections, and the report of a run."""
+"""Evaluation of detectors: COCO metrics, drawn detections, and the report of a run."""
 
 from experiments.evaluation.coco import CocoGroundTruth, CocoResult, coco_metrics
 from experiments.evaluation.detections import (

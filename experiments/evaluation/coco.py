@@ -1,7 +1,6 @@
-"""COCO's detection metrics over arrays, with pycocotools' numbers.
+"""COCO's detection metrics, computed from arrays by hotcoco, which is written in Rust.
 
-hotcoco matches and accumulates in Rust; its precision and recall arrays are those of pycocotools
-bit for bit, which the tests hold it to.
+Its precision and recall arrays equal those of pycocotools bit for bit, which the tests verify.
 """
 
 from collections import Counter
@@ -17,8 +16,8 @@ from cocodata.format.annotations import read_annotations
 from experiments.evaluation.detections import Detections
 from reporting.coco_metrics import METRICS
 
-# Positions on the axes of pycocotools' arrays: IoU thresholds .5, .55, ... .95, areas all, small,
-# medium, large, and at most 1, 10, 100 detections of a class in an image.
+# Indices into pycocotools' arrays: IoU thresholds .5, .55, ... .95; areas all, small, medium,
+# large; and at most 1, 10, 100 detections per class and image.
 _AP50, _AP75 = 0, 5
 _AREAS = {"": 0, "s": 1, "m": 2, "l": 3}
 _MAX_DETECTIONS = {"1": 0, "10": 1, "100": 2}
@@ -26,32 +25,32 @@ _MAX_DETECTIONS = {"1": 0, "10": 1, "100": 2}
 
 @dataclass(frozen=True)
 class CocoResult:
-    """The metrics of one evaluation. A value is -1 where no annotation defines it."""
+    """The metrics of one evaluation. A value is -1 if there are no annotations to compute it."""
 
     metrics: dict[str, float]
-    """The 12 numbers, named and ordered as in `METRICS`."""
+    """The 12 metrics, named and ordered as in `METRICS`."""
     ap_per_class: dict[str, float]
-    """AP of each category name, in the order of category ids."""
+    """AP by category name, in the order of category ids."""
     num_images: int
     num_detections: int
 
     def as_dict(self) -> dict[str, Any]:
-        """The result as JSON stores it."""
+        """Return the result as a dictionary for JSON."""
         return asdict(self)
 
 
 class CocoGroundTruth:
-    """The annotations of a split as COCO's metrics need them: with crowds and segment areas.
+    """A split's annotations for COCO's metrics, with crowds and segment areas.
 
-    Read from the annotation file once, since `Split` holds only what training needs. Images that
-    the split leaves out are left out here.
+    They are read from the annotation file, since `Split` has only what training needs, for the
+    split's images.
     """
 
     def __init__(self, split: Split) -> None:
         """Read the split's annotation file.
 
         Raises:
-            DatasetError: it is missing or is not in COCO's format.
+            DatasetError: It is missing or is not in COCO's format.
         """
         self.name = split.name
         self.image_ids = np.asarray(split.image_ids, dtype=np.int64)
@@ -64,8 +63,8 @@ class CocoGroundTruth:
         area = np.where(np.isnan(annotations.areas), boxes[:, 2] * boxes[:, 3], annotations.areas)
         kept = np.isin(image_ids, self.image_ids) & np.isin(category_ids, self.category_ids)
         self._coco = hotcoco.COCO.from_arrays(
-            # The metrics look at no image's size, and know images by their position: ids of any
-            # magnitude then survive hotcoco's float64 columns.
+            # The metrics ignore image sizes. Images are identified by index, since hotcoco stores
+            # ids in float64, which cannot represent large ones.
             images=[{"id": index, "width": 0, "height": 0} for index in range(len(self.image_ids))],
             categories=[
                 {"id": int(each), "name": name}
@@ -80,11 +79,11 @@ class CocoGroundTruth:
 
 
 def coco_metrics(ground_truth: CocoGroundTruth, detections: Detections) -> CocoResult:
-    """COCO's 12 metrics and the AP of each class.
+    """Compute COCO's 12 metrics and the AP of each class.
 
     Raises:
-        ValueError: the evaluated images are not those of the ground truth. Annotations of an image
-            that no rank looked at would count as missed.
+        ValueError: The evaluated images are not those of the ground truth. The annotations of an
+            image that no rank evaluated would count as missed.
     """
     _require_all_images(ground_truth, detections)
     columns = np.column_stack(
@@ -99,7 +98,8 @@ def coco_metrics(ground_truth: CocoGroundTruth, detections: Detections) -> CocoR
     evaluation = hotcoco.COCOeval(truth, truth.load_res(columns), "bbox")
     evaluation.evaluate()
     evaluation.accumulate()
-    # (IoU thresholds, recall thresholds, classes, areas, max detections), and without the second.
+    # precision: (IoU thresholds, recall thresholds, classes, areas, maximum detections).
+    # recall: the same without recall thresholds.
     arrays = evaluation.eval
     assert arrays is not None
     precision, recall = arrays["precision"], arrays["recall"]
@@ -117,18 +117,18 @@ def coco_metrics(ground_truth: CocoGroundTruth, detections: Detections) -> CocoR
 def _summary(
     precision: npt.NDArray[np.float64], recall: npt.NDArray[np.float64]
 ) -> dict[str, float]:
-    """The 12 metrics from the arrays that pycocotools calls `precision` and `recall`."""
-    most = _MAX_DETECTIONS["100"]
-    everywhere = precision[..., _AREAS[""], most]
-    values = {"AP": everywhere, "AP50": everywhere[_AP50], "AP75": everywhere[_AP75]}
-    values |= {f"AP{area}": precision[..., _AREAS[area], most] for area in "sml"}
-    values |= {f"AR{most}": recall[..., _AREAS[""], at] for most, at in _MAX_DETECTIONS.items()}
-    values |= {f"AR{area}": recall[..., _AREAS[area], most] for area in "sml"}
+    """Compute the 12 metrics from pycocotools' `precision` and `recall` arrays."""
+    last = _MAX_DETECTIONS["100"]
+    all_areas = precision[..., _AREAS[""], last]
+    values = {"AP": all_areas, "AP50": all_areas[_AP50], "AP75": all_areas[_AP75]}
+    values |= {f"AP{area}": precision[..., _AREAS[area], last] for area in "sml"}
+    values |= {f"AR{k}": recall[..., _AREAS[""], index] for k, index in _MAX_DETECTIONS.items()}
+    values |= {f"AR{area}": recall[..., _AREAS[area], last] for area in "sml"}
     return {name: _mean(values[name]) for name in METRICS}
 
 
 def _mean(values: npt.NDArray[np.float64]) -> float:
-    """The mean over what is defined; -1 if nothing is."""
+    """Return the mean of the defined values, or -1 if there are none."""
     defined = values[values > -1]
     return float(defined.mean()) if defined.size else -1.0
 
@@ -139,16 +139,16 @@ def _require_all_images(ground_truth: CocoGroundTruth, detections: Detections) -
     if missing.size:
         raise ValueError(
             f"{missing.size} of the {len(ground_truth.image_ids)} images of {ground_truth.name} "
-            f"were not evaluated, the first of them image {missing[0]}"
+            f"were not evaluated, such as image {missing[0]}"
         )
     if unknown.size:
         raise ValueError(
-            f"{unknown.size} evaluated image(s) are not in {ground_truth.name}, the first of them "
-            f"image {unknown[0]}: the detections belong to another split or data set"
+            f"{unknown.size} evaluated image(s) are not in {ground_truth.name}, such as image "
+            f"{unknown[0]}: the detections belong to another split or data set"
         )
 
 
 def _unique_names(categories: list[tuple[int, str]]) -> list[str]:
-    """The names, with the id appended where several categories share one."""
-    times = Counter(name for _, name in categories)
-    return [name if times[name] == 1 else f"{name} ({key})" for key, name in categories]
+    """Return the names, with the id appended to names that several categories share."""
+    counts = Counter(name for _, name in categories)
+    return [name if counts[name] == 1 else f"{name} ({key})" for key, name in categories]

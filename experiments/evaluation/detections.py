@@ -1,4 +1,4 @@
-"""Detections collected batch by batch, gathered over the ranks, and written as COCO results."""
+"""Collects detections by batch, gathers them over the ranks, and writes them as COCO results."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,8 +14,7 @@ from cocodata import Categories
 from cocodata.files import atomic_path
 from experiments.runtime.communication import Communicator
 
-# Rows under this score are padding or noise: the limit of the reference implementation. It keeps
-# the zero-padded rows of `model.detect` out.
+# The reference implementation's threshold. It also excludes the postprocessor's zero padding.
 MIN_SCORE = 0.001
 
 _ROWS_PER_WRITE = 20_000
@@ -23,28 +22,28 @@ _ROWS_PER_WRITE = 20_000
 
 @dataclass(frozen=True)
 class Detections:
-    """Every rank's detections, ordered by image id and within an image as the detector gave them.
+    """The detections of all ranks, ordered by image id and then in the detector's order.
 
-    The order decides between equal scores in the metrics, so it depends on nothing but the images.
+    The metrics depend on the order of equal scores, so it must not depend on ranks and batches.
     """
 
     evaluated: npt.NDArray[np.int64]
-    """(I,) ids of all images that were evaluated, ascending, those without detections included."""
+    """(I,) ids of all evaluated images, including those without detections, ascending."""
     image_ids: npt.NDArray[np.int64]
-    """(D,) the image of each detection, ascending."""
+    """(D,) image id of each detection, ascending."""
     boxes: npt.NDArray[np.float64]
     """(D, 4) x, y, width, height in pixels of the source image."""
     scores: npt.NDArray[np.float64]
-    """(D,) in 0..1."""
+    """(D,) from 0 to 1."""
     category_ids: npt.NDArray[np.int64]
-    """(D,) category ids of the annotation file."""
+    """(D,) category ids, as in the annotation file."""
 
     def __len__(self) -> int:
         return len(self.scores)
 
 
 class DetectionTable:
-    """Collects detections of this rank; `gather` makes one table of all ranks' detections."""
+    """Collects this rank's detections; `gather` combines those of all ranks."""
 
     def __init__(self) -> None:
         self._image_ids: list[Tensor] = []
@@ -52,20 +51,20 @@ class DetectionTable:
         self._row_counts: list[Tensor] = []
 
     def add(self, image_ids: Tensor, detections: Tensor) -> None:
-        """Add a batch, dropping detections that score less than `MIN_SCORE`.
+        """Add a batch, without the detections that score less than `MIN_SCORE`.
 
         Args:
-            image_ids: (N,) ids of the images, each added once over all batches and ranks.
-            detections: (N, K, 6) rows x1, y1, x2, y2, score, label (1-based) in source pixels.
+            image_ids: (N,) ids of the images; each may be added only once over all ranks.
+            detections: (N, K, 6) rows x1, y1, x2, y2, score, label (from 1), in source pixels.
 
         Raises:
-            ValueError: the shapes do not fit together.
+            ValueError: The shapes do not match.
         """
         if detections.ndim != 3 or detections.shape[2] != 6:
             raise ValueError(f"detections must be (N, K, 6), not {tuple(detections.shape)}")
         if image_ids.shape != detections.shape[:1]:
             raise ValueError(
-                f"{tuple(image_ids.shape)} image ids do not fit detections of shape "
+                f"image ids of shape {tuple(image_ids.shape)} do not match detections of shape "
                 f"{tuple(detections.shape)}"
             )
         detections = detections.detach().float()
@@ -75,32 +74,31 @@ class DetectionTable:
         self._row_counts.append(kept.sum(dim=1))
 
     def gather(self, communicator: Communicator, categories: Categories) -> Detections:
-        """Gather the detections of all ranks; every rank must call it and gets the same table.
+        """Gather the detections of all ranks; all ranks must call this and get the same result.
 
-        A rank may have added nothing. Labels that stand for no category (COCO's ids have gaps,
-        which a detector with one class for each id can still predict) are left out: no ground truth
-        can match them and no metric counts them.
+        A rank may have added nothing. Labels without a category are dropped, since no metric counts
+        them: COCO's category ids have gaps, but a detector has a class for each id.
 
         Raises:
-            ValueError: an image was added more than once, which would count its detections twice;
-                or a label is not in 1..num_classes.
+            ValueError: An image was added more than once, or a label is not in 1..num_classes.
         """
         image_ids, counts, rows = (
             torch.cat(communicator.all_gather(column)).cpu().numpy() for column in self._columns()
         )
-        unique, times = np.unique(image_ids, return_counts=True)
-        if (times > 1).any():
+        unique, occurrences = np.unique(image_ids, return_counts=True)
+        repeated = unique[occurrences > 1]
+        if repeated.size:
             raise ValueError(
-                f"{int((times > 1).sum())} image(s) were evaluated more than once, the first of "
-                f"them image {unique[times > 1][0]}: each image must be in one batch of one rank"
+                f"{repeated.size} image(s) were evaluated more than once, such as image "
+                f"{repeated[0]}: each image must be in exactly one batch of one rank"
             )
         labels = rows[:, 5].astype(np.int64)
         category_ids = _category_ids(labels, categories)
         row_image_ids = np.repeat(image_ids, counts)
-        # Stable: detections of an image keep the detector's order.
+        # Stable, to keep the detector's order within an image.
         order = np.argsort(row_image_ids, kind="stable")
         order = order[categories.known(category_ids)[order]]
-        # The width is taken in float32, as the reference implementation does.
+        # Width and height are computed in float32, as in the reference implementation.
         boxes = np.concatenate([rows[order, :2], rows[order, 2:4] - rows[order, :2]], axis=1)
         return Detections(
             evaluated=unique,
@@ -111,10 +109,10 @@ class DetectionTable:
         )
 
     def _columns(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Image ids (N,), detections of each image (N,), rows (D, 6).
+        """Return image ids (N,), numbers of detections (N,) and rows (D, 6).
 
-        On the CPU, so that a rank without images sends what the others send; a communicator moves
-        tensors to where its collectives need them.
+        They are on the CPU, so that all ranks agree even if one has no images; the communicator
+        moves them to its collectives' device.
         """
         image_ids = [torch.empty(0, dtype=torch.int64), *self._image_ids]
         counts = [torch.empty(0, dtype=torch.int64), *self._row_counts]
@@ -127,32 +125,28 @@ def _cat_on_cpu(parts: list[Tensor]) -> Tensor:
 
 
 def _category_ids(labels: npt.NDArray[np.int64], categories: Categories) -> npt.NDArray[np.int64]:
-    wrong = (labels < 1) | (labels > categories.num_classes)
-    if wrong.any():
+    invalid = (labels < 1) | (labels > categories.num_classes)
+    if invalid.any():
         raise ValueError(
-            f"a detection has the label {labels[wrong][0]} where the data set has the labels 1 to "
-            f"{categories.num_classes}: the detector was made for other classes"
+            f"a detection has label {labels[invalid][0]}, but the data set has labels 1 to "
+            f"{categories.num_classes}: the detector was trained on other classes"
         )
     return categories.categories_of(labels)
 
 
 def write_coco_results(path: Path, detections: Detections) -> None:
-    """Write detections in COCO's result format, which pycocotools' `loadRes` reads.
+    """Write detections in COCO's result format, which pycocotools' `loadRes` reads, atomically.
 
-    Numbers are written with all their digits, so that the file gives exactly the metrics that the
-    table gave. The file is complete or absent.
+    Numbers have full precision, so that the metrics of the file are exactly those of the table.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        for piece in _json_pieces(detections):
-            file.write(piece)
+        for chunk in _json_chunks(detections):
+            file.write(chunk)
 
 
-def _json_pieces(detections: Detections) -> Iterator[bytes]:
-    """The bytes of a JSON array, in pieces.
-
-    Half a million rows as Python objects all at once would take a gigabyte.
-    """
+def _json_chunks(detections: Detections) -> Iterator[bytes]:
+    """Yield a JSON array in chunks; half a million rows as Python objects would need a gigabyte."""
     separator = b"["
     for start in range(0, len(detections), _ROWS_PER_WRITE):
         part = slice(start, start + _ROWS_PER_WRITE)

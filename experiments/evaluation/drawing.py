@@ -1,4 +1,4 @@
-"""Detections drawn on images."""
+"""Draws detections on images."""
 
 import colorsys
 import math
@@ -14,7 +14,7 @@ Color = tuple[int, int, int]
 Box = tuple[float, float, float, float]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
-# Under this many pixels on the longer side there is no room for words: images are enlarged to it.
+# Images whose longer side is shorter are enlarged, so that there is space for text.
 _MIN_SIDE = 480
 _LEGEND = "solid: detections    dashed: ground truth"
 _GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
@@ -23,7 +23,7 @@ _WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
 
 @dataclass(frozen=True)
 class DrawnImage:
-    """An image with what was found on it, and what there is to find where that is known."""
+    """An image with its detections, and its ground truth if it is known."""
 
     image: Image.Image
     boxes: npt.NDArray[np.floating]
@@ -37,9 +37,9 @@ class DrawnImage:
 
 
 def class_color(label: int) -> Color:
-    """A colour for a class: the same in every picture, and far from those of its neighbours."""
-    # Steps of the golden ratio spread hues evenly however many classes there are; the lightness
-    # tells classes apart whose hues come close.
+    """Return the colour of a class, which differs clearly from those of adjacent labels."""
+    # Multiples of the golden ratio spread hues evenly for any number of classes; the lightness
+    # distinguishes classes with similar hues.
     hue = (label * _GOLDEN_RATIO) % 1
     lightness = (0.55, 0.42, 0.68)[label % 3]
     red, green, blue = colorsys.hls_to_rgb(hue, lightness, 0.95)
@@ -55,15 +55,15 @@ def draw_detections(
     *,
     truth_boxes: npt.NDArray[np.floating] | None = None,
 ) -> Image.Image:
-    """Draw boxes with class names and scores; the best detections lie on top.
+    """Draw boxes with class names and scores, the best detections on top.
 
     Args:
-        image: any mode and size. Small ones are enlarged, so that the words can be read.
+        image: An image of any mode and size; small ones are enlarged to make the text readable.
         boxes: (n, 4) x1, y1, x2, y2 in pixels of the image.
         labels: (n,) class labels.
-        scores: (n,) in 0..1.
-        names: the name of a label.
-        truth_boxes: (m, 4) ground truth, drawn dashed in white.
+        scores: (n,) from 0 to 1.
+        names: Returns the name of a label.
+        truth_boxes: (m, 4) ground truth, drawn in white dashed lines.
 
     Returns:
         A new RGB image.
@@ -78,24 +78,24 @@ def draw_detections(
     draw = ImageDraw.Draw(canvas)
     width = max(2, round(max(size) / 320))
     font = ImageFont.load_default(max(13, round(max(size) / 44)))
-    # Best last, so that it lies on top. Equal scores keep their order.
+    # Draw the best last, on top. Stable, so that equal scores keep their order.
     order = np.argsort(scores, kind="stable")
     for index in order:
         outline = class_color(int(labels[index]))
-        draw.rectangle(_scaled(boxes[index], scale, size), outline=outline, width=width)
+        draw.rectangle(_scale_box(boxes[index], scale, size), outline=outline, width=width)
     for box in truth_boxes if truth_boxes is not None else ():
-        _draw_dashed(draw, _scaled(box, scale, size), width)
-    plates: list[tuple[Box, str, Color]] = []
-    for index in order[::-1]:  # the best choose their place first
+        _draw_dashed(draw, _scale_box(box, scale, size), width)
+    tags: list[tuple[Box, str, Color]] = []
+    for index in order[::-1]:  # place the tags of the best detections first
         label = int(labels[index])
-        words = f"{names(label)} {scores[index]:.2f}"
-        taken = [place for place, _, _ in plates]
-        place = _place_for(
-            _plate_size(words, font), _scaled(boxes[index], scale, size), size, taken
+        text = f"{names(label)} {scores[index]:.2f}"
+        occupied = [position for position, _, _ in tags]
+        position = _tag_position(
+            _tag_size(text, font), _scale_box(boxes[index], scale, size), size, occupied
         )
-        plates.append((place, words, class_color(label)))
-    for place, words, color in reversed(plates):
-        _draw_plate(draw, place, words, color, font)
+        tags.append((position, text, class_color(label)))
+    for position, text, color in reversed(tags):
+        _draw_tag(draw, position, text, color, font)
     return canvas
 
 
@@ -106,16 +106,16 @@ def contact_sheet(
     columns: int = 4,
     tile: int = 480,
 ) -> Image.Image:
-    """Several images in rows, detections solid and ground truth dashed, with a legend below.
+    """Draw several images in a grid, detections solid and ground truth dashed, with a legend.
 
     Args:
-        pictures: at least one.
-        names: the name of a label.
-        columns: images in a row.
-        tile: pixels of an image's longer side.
+        pictures: At least one image.
+        names: Returns the name of a label.
+        columns: Images per row.
+        tile: Length of an image's longer side, pixels.
 
     Raises:
-        ValueError: there are no pictures.
+        ValueError: There are no pictures.
     """
     if not pictures:
         raise ValueError("a contact sheet needs at least one picture")
@@ -148,7 +148,7 @@ def contact_sheet(
 
 
 def _tile(picture: DrawnImage, names: Callable[[int], str], side: int) -> Image.Image:
-    """The picture drawn at the size at which it is shown, so that words and lines keep theirs."""
+    """Resize an image before drawing on it, so that text and lines have the same size in all."""
     scale = side / max(picture.image.size)
     size = (round(picture.image.width * scale), round(picture.image.height * scale))
     truth = picture.truth_boxes
@@ -162,23 +162,23 @@ def _tile(picture: DrawnImage, names: Callable[[int], str], side: int) -> Image.
     )
 
 
-def _scaled(box: npt.NDArray[np.floating], scale: float, size: tuple[int, int]) -> Box:
-    """The box on a canvas, its edges within it, and its corners in order."""
+def _scale_box(box: npt.NDArray[np.floating], scale: float, size: tuple[int, int]) -> Box:
+    """Scale a box to the canvas, clip it, and sort its corners."""
     x1, x2 = sorted(min(max(float(value) * scale, 0.0), size[0] - 1.0) for value in box[::2])
     y1, y2 = sorted(min(max(float(value) * scale, 0.0), size[1] - 1.0) for value in box[1::2])
     return x1, y1, x2, y2
 
 
 def _draw_dashed(draw: ImageDraw.ImageDraw, box: Box, width: int) -> None:
-    """A dashed outline, white with a dark rim that shows on white too."""
+    """Draw a dashed white outline with a dark border, which is visible on white too."""
     x1, y1, x2, y2 = box
     dash = 4 * width
     corners = ((x1, y1), (x2, y1), (x2, y2), (x1, y2), (x1, y1))
     for color, thickness in ((_BLACK, width + 2), (_WHITE, width)):
         for (xa, ya), (xb, yb) in pairwise(corners):
             length = math.hypot(xb - xa, yb - ya)
-            for at in np.arange(0, length, 2 * dash):
-                start, end = at / length, min(at + dash, length) / length
+            for offset in np.arange(0, length, 2 * dash):
+                start, end = offset / length, min(offset + dash, length) / length
                 draw.line(
                     (
                         xa + (xb - xa) * start,
@@ -191,54 +191,54 @@ def _draw_dashed(draw: ImageDraw.ImageDraw, box: Box, width: int) -> None:
                 )
 
 
-def _plate_size(words: str, font: Font) -> tuple[float, float]:
-    """Width and height of words with a rim around them."""
-    left, top, right, bottom = font.getbbox(words)
-    rim = _rim(bottom - top)
-    return right - left + 2 * rim, bottom - top + 2 * rim
+def _tag_size(text: str, font: Font) -> tuple[float, float]:
+    """Return the width and height of a text with margins."""
+    left, top, right, bottom = font.getbbox(text)
+    margin = _margin(bottom - top)
+    return right - left + 2 * margin, bottom - top + 2 * margin
 
 
-def _rim(height: float) -> int:
+def _margin(height: float) -> int:
     return max(2, round(height / 5))
 
 
-def _place_for(
-    plate: tuple[float, float], box: Box, size: tuple[int, int], taken: Sequence[Box]
+def _tag_position(
+    tag_size: tuple[float, float], box: Box, size: tuple[int, int], occupied: Sequence[Box]
 ) -> Box:
-    """Where a plate covers no other if that can be, near the box and within the image."""
-    width, height = plate
+    """Find a position for a tag next to its box, if possible without overlapping another tag."""
+    width, height = tag_size
     x1, y1, x2, y2 = box
-    # Above the box, inside at its top, below it, inside at its bottom; to the left, to the right.
-    places = [
-        _inside((x, y, x + width, y + height), size)
+    # Above the box, inside at its top, below it, inside at its bottom; each left and right.
+    positions = [
+        _move_inside((x, y, x + width, y + height), size)
         for y in (y1 - height, y1, y2, y2 - height)
         for x in (x1, x2 - width)
     ]
-    return next((each for each in places if not _overlaps(each, taken)), places[0])
+    return next((each for each in positions if not _overlaps(each, occupied)), positions[0])
 
 
-def _draw_plate(
-    draw: ImageDraw.ImageDraw, place: Box, words: str, color: Color, font: Font
+def _draw_tag(
+    draw: ImageDraw.ImageDraw, position: Box, text: str, color: Color, font: Font
 ) -> None:
-    draw.rectangle(place, fill=color)
+    draw.rectangle(position, fill=color)
     red, green, blue = color
     is_dark = 0.299 * red + 0.587 * green + 0.114 * blue < 140
-    left, top, _, bottom = font.getbbox(words)
-    rim = _rim(bottom - top)
-    at = (place[0] + rim - left, place[1] + rim - top)
-    draw.text(at, words, fill=_WHITE if is_dark else _BLACK, font=font)
+    left, top, _, bottom = font.getbbox(text)
+    margin = _margin(bottom - top)
+    origin = (position[0] + margin - left, position[1] + margin - top)
+    draw.text(origin, text, fill=_WHITE if is_dark else _BLACK, font=font)
 
 
-def _inside(place: Box, size: tuple[int, int]) -> Box:
-    """The place moved into the image; the beginning of the words stays where they are too long."""
-    x1, y1, x2, y2 = place
+def _move_inside(position: Box, size: tuple[int, int]) -> Box:
+    """Move a tag into the image; if it is too large, keep its beginning visible."""
+    x1, y1, x2, y2 = position
     dx = max(-x1, 0.0) if x1 < 0 else max(min(size[0] - x2, 0.0), -x1)
     dy = max(-y1, 0.0) if y1 < 0 else max(min(size[1] - y2, 0.0), -y1)
     return x1 + dx, y1 + dy, x2 + dx, y2 + dy
 
 
-def _overlaps(place: Box, taken: Sequence[Box]) -> bool:
+def _overlaps(box: Box, others: Sequence[Box]) -> bool:
     return any(
-        place[0] < other[2] and other[0] < place[2] and place[1] < other[3] and other[1] < place[3]
-        for other in taken
+        box[0] < other[2] and other[0] < box[2] and box[1] < other[3] and other[1] < box[3]
+        for other in others
     )

@@ -1,4 +1,4 @@
-"""What the commands on a finished detector share: opening it, and showing how far they are."""
+"""What evaluate.py and predict.py share: loading a detector, its input, and a progress bar."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -31,19 +31,19 @@ def open_detector(
     device: str = "auto",
     threads: int | None = None,
 ) -> EfficientDet:
-    """A detector ready to detect, with the averaged weights where there are any.
+    """Load a detector for inference, with the EMA of its weights if there is one.
 
     Args:
-        checkpoint: a checkpoint folder, the folder of a local run (its best checkpoint is taken),
-            or a .pth, .pt or .safetensors file of weights.
-        model: the detector's name, for a file of weights.
-        num_classes: its classes, likewise.
-        device: auto (a GPU where there is one), cpu, cuda or cuda:N.
-        threads: CPU threads of the detector; None leaves torch the choice.
+        checkpoint: A checkpoint folder, the folder of a local run (for its best checkpoint), or a
+            .pth, .pt or .safetensors file of weights.
+        model: The detector's name, for a file of weights.
+        num_classes: Its number of classes, for a file of weights.
+        device: auto (a GPU if there is one), cpu, cuda or cuda:N.
+        threads: CPU threads of the detector; None for torch's default.
 
     Raises:
-        CheckpointError: there is nothing usable; the message says what to do.
-        ValueError: no such model or device.
+        CheckpointError: The checkpoint is missing or unusable.
+        ValueError: There is no such model or device.
     """
     from experiments.checkpoints.detectors import load_detector
 
@@ -51,8 +51,8 @@ def open_detector(
     allow_tf32()
     if threads is not None:
         torch.set_num_threads(threads)
-    detector = load_detector(best_or_given(checkpoint), model=model, num_classes=num_classes)
-    # The fastest layout for convolutions on GPUs and on CPUs.
+    detector = load_detector(resolve_checkpoint(checkpoint), model=model, num_classes=num_classes)
+    # The fastest memory format for convolutions on GPUs and CPUs.
     return detector.eval().to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
@@ -62,27 +62,27 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ValueError(f"no device is named {name!r}: give {', '.join(DEVICES)}") from None
+        raise ValueError(f"unknown device {name!r}: choose one of {', '.join(DEVICES)}") from None
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("no GPU can be used here: give --device cpu")
+        raise ValueError("there is no usable GPU: use --device cpu")
     return device
 
 
-def best_or_given(path: Path) -> Path:
-    """The best checkpoint of a local run's folder; any other path as it is."""
+def resolve_checkpoint(path: Path) -> Path:
+    """Return a local run's best checkpoint if the path is a run's folder, else the path itself."""
     from experiments.checkpoints.contents import CheckpointError
     from experiments.checkpoints.local import LocalCheckpoints
 
     if not path.exists():
         raise CheckpointError(
-            f"{path}: nothing there; give a run's folder, one of its checkpoints or a file of "
+            f"{path}: does not exist; pass a run's folder, one of its checkpoints or a file of "
             "weights"
         )
     if path.is_dir() and (path / "checkpoints.json").is_file():
         checkpoints = LocalCheckpoints(path)
         best = checkpoints.best()
         if best is None:
-            raise CheckpointError(f"{path}: this run has no checkpoint yet")
+            raise CheckpointError(f"{path}: this run has no checkpoint yet; wait for its first one")
         return checkpoints.folder(best)
     return path
 
@@ -90,12 +90,12 @@ def best_or_given(path: Path) -> Path:
 def evaluation_input(
     config: DetectorConfig, *, device: torch.device, threads: int | None = None
 ) -> InputConfig:
-    """How images are read for a detector, the same in training, evaluate.py and predict.py.
+    """Return the input configuration of all evaluations: in training, evaluate.py and predict.py.
 
     Args:
-        config: of the detector.
-        device: where images are decoded.
-        threads: CPU threads of the input; None leaves it the choice.
+        config: The detector's configuration.
+        device: The device that decodes images.
+        threads: CPU threads of the input pipeline; None for the default.
     """
     return InputConfig(
         image_size=config.image_size,
@@ -111,7 +111,7 @@ def evaluation_input(
 
 
 def with_progress(batches: Iterable[Batch], count: int) -> Iterator[Batch]:
-    """The batches, with a bar, speed and the time left on a terminal."""
+    """Yield the batches, and show a progress bar, speed and the time left on a terminal."""
     console = Console(stderr=True)
     with Progress(
         SpinnerColumn(),

@@ -1,4 +1,4 @@
-"""A detector over a split: what its detections and its loss come to."""
+"""Evaluates a detector on a split: its metrics and losses."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -19,16 +19,16 @@ VALIDATION_LOSSES = ("val_loss", "val_class_loss", "val_box_loss")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All that one pass over a split gave."""
+    """The results of one pass over a split."""
 
     result: CocoResult
     detections: Detections
     losses: dict[str, float]
-    """The values of `VALIDATION_LOSSES`, normalized over the whole split."""
+    """The values of `VALIDATION_LOSSES`, normalised over the whole split."""
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """The 12 metrics and the losses, flat, and `ap_per_class`."""
+        """The 12 metrics and the losses by name, and `ap_per_class`."""
         return {**self.result.metrics, **self.losses, "ap_per_class": self.result.ap_per_class}
 
 
@@ -36,18 +36,18 @@ class Evaluation:
 def detect_batch(
     detector: EfficientDet, postprocessor: Postprocessor, batch: Batch
 ) -> tuple[Outputs, Tensor]:
-    """The outputs and detections of a batch, in float32 whatever precision training uses.
+    """Detect objects in a batch, in float32 whatever precision training uses.
 
-    Training's evaluation, evaluate.py and predict.py all detect with this function, so that the AP
-    by which a checkpoint was chosen is the AP that its users get.
+    The evaluation in training, evaluate.py and predict.py all use this function, so that users get
+    the AP for which a checkpoint was selected.
 
     Args:
-        detector: in eval mode.
-        postprocessor: for its configuration, on its device.
-        batch: of an `EvalLoader`, on the same device.
+        detector: A detector in eval mode.
+        postprocessor: Its postprocessor, on its device.
+        batch: A batch from an `EvalLoader`, on the same device.
 
     Returns:
-        The detector's outputs, and the detections as the postprocessor returns them.
+        The detector's outputs, and the postprocessor's detections.
     """
     images = batch["image"]
     with torch.autocast(images.device.type, enabled=False):
@@ -57,10 +57,10 @@ def detect_batch(
 
 
 class SplitEvaluator:
-    """Evaluates a split batch by batch, each rank its shard.
+    """Evaluates a split by batches, each rank its own shard.
 
-    Nothing in the outcome depends on how images were dealt to ranks and batches: the losses too are
-    summed over all images and divided once, where a mean over batches would weigh each by its size.
+    The results do not depend on how images are distributed over ranks and batches. In particular,
+    losses are summed over all images and divided once, rather than averaged over batches.
     """
 
     def __init__(
@@ -70,13 +70,13 @@ class SplitEvaluator:
         ground_truth: CocoGroundTruth,
         categories: Categories,
     ) -> None:
-        """For detectors of one configuration.
+        """Create an evaluator for detectors of one configuration.
 
         Args:
-            config: of the detector.
-            device: of the detector.
-            ground_truth: of the split.
-            categories: of the split.
+            config: The detector's configuration.
+            device: The detector's device.
+            ground_truth: The split's annotations.
+            categories: The split's categories.
         """
         self._device = device
         self._ground_truth = ground_truth
@@ -87,18 +87,18 @@ class SplitEvaluator:
         self.reset()
 
     def reset(self) -> None:
-        """Begin an evaluation."""
+        """Start a new evaluation."""
         self._table = DetectionTable()
-        # The sums of VALIDATION_LOSSES and the positives under them; in double precision, so that
-        # the order of the images is not seen in them.
+        # Sums of VALIDATION_LOSSES and the number of positives; in float64, so that the order of
+        # images hardly matters.
         self._sums = torch.zeros(4, dtype=torch.float64, device=self._device)
 
     @torch.inference_mode()
     def add(self, detector: EfficientDet, batch: Batch) -> None:
-        """Detect and measure one batch.
+        """Evaluate one batch.
 
         Raises:
-            RuntimeError: the detector is in training mode, where it normalises by the batch.
+            RuntimeError: The detector is in training mode.
         """
         if detector.training:
             raise RuntimeError("a detector in training mode cannot be evaluated: call eval() first")
@@ -110,10 +110,10 @@ class SplitEvaluator:
         self._table.add(batch["image_id"], detections)
 
     def gather(self, communicator: Communicator) -> Evaluation:
-        """The evaluation over all ranks' images; every rank must call it.
+        """Return the evaluation over the images of all ranks; all ranks must call this.
 
         Raises:
-            ValueError: an image of the split was not evaluated, or more than once.
+            ValueError: An image of the split was not evaluated, or more than once.
         """
         detections = self._table.gather(communicator, self._categories)
         *sums, positives = communicator.all_reduce_sum(self._sums.cpu()).tolist()
@@ -139,23 +139,22 @@ def evaluate_detector(
     """Evaluate a detector on a split, each rank on its share of the images.
 
     Args:
-        detector: on the device where it is to run; it is in eval mode afterwards.
-        split: the images and annotations.
-        input_config: how images are decoded and resized.
-        batch_size: images of a batch.
-        communicator: of the ranks; None for this process alone.
-        progress: gets the batches and their number, and passes the batches
-            on.
+        detector: The detector, on the device to use; it is in eval mode afterwards.
+        split: The images and annotations.
+        input_config: Configuration of the input pipeline.
+        batch_size: Images per batch.
+        communicator: Communicator of the ranks; None for a single process.
+        progress: Wraps the iterable of batches, given their number, to show progress.
 
     Raises:
-        ValueError: the detector's classes are not those of the split.
-        SampleError: an image file turned bad.
+        ValueError: The detector and the split differ in the number of classes.
+        SampleError: An image file has become unusable.
     """
     config = detector.config
     if config.num_classes != split.categories.num_classes:
         raise ValueError(
-            f"the detector has {config.num_classes} classes, {split.annotation_file} has "
-            f"{split.categories.num_classes}: it was trained on another data set"
+            f"the detector has {config.num_classes} classes, but {split.annotation_file} has "
+            f"{split.categories.num_classes}: the detector was trained on another data set"
         )
     communicator = communicator or SingleProcess()
     device = next(detector.parameters()).device

@@ -1,4 +1,4 @@
-"""The report of a run: one folder for a person to look at."""
+"""Writes the report of a run without a cluster."""
 
 import json
 import math
@@ -22,7 +22,7 @@ from reporting.records import RunRecord, read_record
 from reporting.tables import class_rows, format_metric, markdown_table
 
 _LOSSES = {"loss": "total", "class_loss": "class", "box_loss": "box"}
-_SHOWN_SCORE = 0.3
+_MIN_DRAWN_SCORE = 0.3
 
 
 def write_report(
@@ -31,28 +31,28 @@ def write_report(
     pictures: Sequence[DrawnImage] = (),
     names: Callable[[int], str] = "class {}".format,
 ) -> Path:
-    """Write report/ in the folder of a run from its record.
+    """Write the folder report/ of a run from its metrics.
 
-    README.md with the metrics, the settings and the versions; loss and AP curves as PNG and SVG;
-    detections.png if there are pictures. What run.json and summary.json say of settings, versions
-    and time is taken over where they are there.
+    It contains README.md with metrics, settings and versions; loss and AP curves as PNG and SVG;
+    and detections.png if there are pictures. Settings, versions and time are from run.json and
+    summary.json, if these exist.
 
     Args:
-        run: the folder with metrics.jsonl.
-        pictures: images with their detections, such as `sample_pictures` gives.
-        names: the name of a label.
+        run: The run's folder, with metrics.jsonl.
+        pictures: Images with detections, such as from `sample_pictures`.
+        names: Returns the name of a label.
 
     Returns:
-        The report's README.md.
+        The path of the report's README.md.
 
     Raises:
-        FileNotFoundError: the run has no record.
-        ValueError: the record holds no evaluation.
+        FileNotFoundError: metrics.jsonl is missing.
+        ValueError: It has no evaluation yet.
     """
     record = read_record(run / "metrics.jsonl")
     if not record.validation:
         raise ValueError(
-            f"{run / 'metrics.jsonl'}: no evaluation in it yet, so there is nothing to report"
+            f"{run / 'metrics.jsonl'}: no evaluation in it yet; the report needs at least one"
         )
     folder = run / "report"
     folder.mkdir(exist_ok=True)
@@ -67,7 +67,7 @@ def write_report(
 
 
 def loss_figure(record: RunRecord) -> Figure:
-    """The losses of training and validation against batches."""
+    """Plot the losses of training and validation over batches."""
     training = {
         name: record.series("training", key, against="batches") for key, name in _LOSSES.items()
     }
@@ -82,7 +82,7 @@ def loss_figure(record: RunRecord) -> Figure:
 
 
 def ap_figure(record: RunRecord) -> Figure:
-    """AP and AP50 against epochs."""
+    """Plot AP and AP50 over epochs."""
     return plot_average_precision(
         {name: record.series("validation", name, against="epochs") for name in ("AP50", "AP")}
     )
@@ -93,15 +93,15 @@ def sample_pictures(
     detections: Detections,
     *,
     count: int = 8,
-    min_score: float = _SHOWN_SCORE,
+    min_score: float = _MIN_DRAWN_SCORE,
 ) -> list[DrawnImage]:
-    """Some images of a split, evenly spread over it, with their detections and ground truth.
+    """Load evenly spaced images of a split, with their detections and ground truth.
 
     Args:
-        split: the images; their files are read.
-        detections: of the split.
-        count: most images.
-        min_score: detections that score less are not drawn.
+        split: The images.
+        detections: The split's detections.
+        count: Maximum number of images.
+        min_score: Detections with lower scores are left out.
     """
     pictures = []
     for index in np.linspace(0, len(split) - 1, min(count, len(split))).round().astype(int):
@@ -124,13 +124,13 @@ def sample_pictures(
 
 
 def save_image(image: Image.Image, file: Path) -> None:
-    """Write an image, complete or not at all."""
+    """Write an image, atomically."""
     with atomic_path(file) as temporary:
         image.save(temporary)
 
 
 def _settings(run: Path) -> dict[str, Any]:
-    """What the run's own files say of it."""
+    """Read run.json and summary.json."""
     content: dict[str, Any] = {}
     for name in ("run.json", "summary.json"):
         if (run / name).is_file():
@@ -175,7 +175,7 @@ def _readme(
 
 
 def _facts(record: RunRecord, settings: Mapping[str, Any]) -> list[list[str]]:
-    """Time, speed and origin of a run, as far as they are known."""
+    """Return rows with the time, speed and provenance of a run, as far as they are known."""
     last = record.validation[-1]
     rows = [["batches", str(last["batches"])], ["epochs", f"{last['epochs']:.4g}"]]
     if "seconds" in settings:
@@ -192,7 +192,7 @@ def _facts(record: RunRecord, settings: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _cell(value: Any) -> str:
-    """A setting as a person reads it."""
+    """Format a setting for a table."""
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {_cell(each)}" for key, each in value.items())
     if isinstance(value, list):

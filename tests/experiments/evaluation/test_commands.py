@@ -1,4 +1,4 @@
-"""evaluate.py and predict.py as a person runs them, on real images and a tiny detector."""
+"""evaluate.py and predict.py run as commands, on real images with a tiny detector."""
 
 import json
 from pathlib import Path
@@ -13,8 +13,8 @@ from typer.testing import CliRunner, Result
 from cocodata import Categories, load_split, splits
 from experiments import evaluate, predict
 from experiments.evaluation.pictures import find_pictures, open_picture, read_pictures
+from tests.experiments.evaluation.synthetic_coco import pycocotools_metrics
 from tests.experiments.evaluation.test_loop import tiny_detector
-from tests.experiments.evaluation.worlds import pycocotools_metrics
 
 
 @pytest.fixture(scope="module")
@@ -31,11 +31,11 @@ def run(module: object, *arguments: object) -> Result:
 
 
 def few_images(coco_tiny: Path, folder: Path, count: int) -> Path:
-    """A data set folder with the first images of the validation split."""
+    """Create a data set with the first images of the validation split."""
     name = splits(coco_tiny)[1]
-    whole = load_split(coco_tiny, name)
-    content = json.loads(whole.annotation_file.read_text())
-    kept = set(whole.image_ids[:count].tolist())
+    complete = load_split(coco_tiny, name)
+    content = json.loads(complete.annotation_file.read_text())
+    kept = set(complete.image_ids[:count].tolist())
     content["images"] = [each for each in content["images"] if each["id"] in kept]
     content["annotations"] = [each for each in content["annotations"] if each["image_id"] in kept]
     (folder / "annotations").mkdir(parents=True)
@@ -45,7 +45,7 @@ def few_images(coco_tiny: Path, folder: Path, count: int) -> Path:
     return folder
 
 
-def test_evaluate_prints_the_table_and_writes_the_results(
+def test_evaluate_prints_and_writes_the_results(
     coco_tiny: Path, tmp_path: Path, weights: Path
 ) -> None:
     data = few_images(coco_tiny, tmp_path / "data", 3)
@@ -64,10 +64,10 @@ def test_evaluate_prints_the_table_and_writes_the_results(
     assert metrics["num_images"] == 3
 
 
-def test_evaluate_says_what_is_missing(tmp_path: Path, coco_tiny: Path, weights: Path) -> None:
+def test_evaluate_reports_what_is_missing(tmp_path: Path, coco_tiny: Path, weights: Path) -> None:
     result = run(evaluate, "--checkpoint", tmp_path / "none", "--data", coco_tiny)
     assert result.exit_code == 1
-    assert "nothing there" in result.stderr
+    assert "does not exist" in " ".join(result.stderr.split())
     result = run(evaluate, "--checkpoint", weights, "--data", tmp_path)
     assert result.exit_code == 1
     assert "not a COCO data set" in " ".join(result.stderr.split())
@@ -81,35 +81,35 @@ def pictures(coco_tiny: Path, tmp_path: Path) -> Path:
     content = (split.image_dir / split.file_names[0]).read_bytes()
     (folder / "photo.jpg").write_bytes(content)
     (folder / "broken.jpg").write_bytes(content[:2000])
-    (folder / "notes.txt").write_text("no picture, and no mistake either")
+    (folder / "notes.txt").write_text("not a picture, and not an error")
     image = Image.open(folder / "photo.jpg")
     image.convert("RGBA").resize((50, 300)).save(folder / "photo.png")
     orientation = Image.Exif()
-    orientation[0x0112] = 6  # turned by 90 degrees
-    image.resize((640, 200)).save(folder / "turned.jpg", exif=orientation)
+    orientation[0x0112] = 6  # rotated by 90 degrees
+    image.resize((640, 200)).save(folder / "rotated.jpg", exif=orientation)
     return folder
 
 
-def test_predict_draws_every_picture_and_names_a_broken_one(
+def test_predict_draws_all_pictures_and_reports_a_broken_one(
     tmp_path: Path, pictures: Path, weights: Path
 ) -> None:
     out = tmp_path / "out"
     arguments = ("--checkpoint", weights, "--model", "tiny", "--images", pictures, "--out", out)
     result = run(predict, *arguments, "--device", "cpu", "--score", 0.05, "--threads", 1)
     assert result.exit_code == 1
-    assert "broken.jpg: not a picture" in " ".join(result.stderr.split())
+    assert "broken.jpg: not a readable picture" in " ".join(result.stderr.split())
     listing = {
         Path(each["file"]).name: each for each in json.loads((out / "detections.json").read_text())
     }
-    assert listing.keys() == {"photo.jpg", "photo.png", "turned.jpg"}
+    assert listing.keys() == {"photo.jpg", "photo.png", "rotated.jpg"}
     drawn = {each["drawn"] for each in listing.values()}
-    assert drawn == {"photo.jpg", "photo.png.jpg", "turned.jpg"}
+    assert drawn == {"photo.jpg", "photo.png.jpg", "rotated.jpg"}
     assert drawn | {"detections.json"} == {each.name for each in out.iterdir()}
-    assert Image.open(out / "turned.jpg").size == (200, 640)
-    assert (listing["turned.jpg"]["width"], listing["turned.jpg"]["height"]) == (200, 640)
-    found = [each for entry in listing.values() for each in entry["detections"]]
-    assert found
-    assert all(each["score"] >= 0.05 for each in found)
+    assert Image.open(out / "rotated.jpg").size == (200, 640)
+    assert (listing["rotated.jpg"]["width"], listing["rotated.jpg"]["height"]) == (200, 640)
+    detections = [each for entry in listing.values() for each in entry["detections"]]
+    assert detections
+    assert all(each["score"] >= 0.05 for each in detections)
     for entry in listing.values():
         for each in entry["detections"]:
             x1, y1, x2, y2 = each["box"]
@@ -117,7 +117,9 @@ def test_predict_draws_every_picture_and_names_a_broken_one(
             assert -0.01 <= y1 <= y2 <= entry["height"] + 0.01
 
 
-def test_predict_of_sound_pictures_succeeds(tmp_path: Path, pictures: Path, weights: Path) -> None:
+def test_predict_succeeds_on_readable_pictures(
+    tmp_path: Path, pictures: Path, weights: Path
+) -> None:
     out = tmp_path / "out"
     pattern = pictures / "photo*"
     arguments = ("--checkpoint", weights, "--model", "tiny", "--images", pattern, "--out", out)
@@ -126,10 +128,10 @@ def test_predict_of_sound_pictures_succeeds(tmp_path: Path, pictures: Path, weig
     assert "0 detections in 2 pictures" in result.stdout
 
 
-def test_input_sees_pictures_as_they_are_drawn(pictures: Path, tmp_path: Path) -> None:
+def test_the_input_pipeline_gets_pictures_as_they_are_drawn(pictures: Path, tmp_path: Path) -> None:
     categories = Categories(ids=(1,), names=("thing",))
     read = read_pictures(find_pictures(str(pictures)), tmp_path, categories)
-    assert [each.name for each in read.broken] == ["broken.jpg"]
+    assert [each.name for each in read.unreadable] == ["broken.jpg"]
     for index, file in enumerate(read.files):
         with Image.open(read.split.image_dir / read.split.file_names[index]) as stored:
             assert stored.size == tuple(read.split.sizes[index])
@@ -140,11 +142,11 @@ def test_input_sees_pictures_as_they_are_drawn(pictures: Path, tmp_path: Path) -
 def test_missing_pictures_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no pictures in this folder"):
         find_pictures(str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="no file fits the pattern"):
+    with pytest.raises(FileNotFoundError, match="no file matches the pattern"):
         find_pictures(str(tmp_path / "*.jpg"))
 
 
-def test_classes_are_named_by_coco_by_the_data_set_or_by_number(coco_tiny: Path) -> None:
+def test_class_names_are_from_coco_the_data_set_or_numbers(coco_tiny: Path) -> None:
     coco = predict.class_categories(90, None)
     assert (coco.name_of(1), coco.name_of(90)) == ("person", "toothbrush")
     assert coco.name_of(12) == "class 12"  # COCO has no category 12

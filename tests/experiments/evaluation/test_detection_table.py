@@ -1,4 +1,4 @@
-"""The detection table on one and several ranks, and the file of COCO results."""
+"""The detection table on one or several ranks, and the file of COCO results."""
 
 import contextlib
 import io
@@ -19,25 +19,25 @@ from experiments.evaluation import (
     write_coco_results,
 )
 from experiments.runtime.communication import SingleProcess, TorchCommunicator
-from tests.experiments.evaluation.worlds import (
+from tests.experiments.evaluation.synthetic_coco import (
     Row,
-    as_batch,
-    noisy_rows,
+    noisy_detections,
     pycocotools_metrics,
-    write_world,
+    to_batch,
+    write_split,
 )
 
 CATEGORIES = Categories(ids=(7, 20, 300), names=("cat", "dog", "owl"))
 
 
-def gathered(*batches: tuple[list[int], list[Row]]) -> Detections:
+def gather(*batches: tuple[list[int], list[Row]]) -> Detections:
     table = DetectionTable()
     for image_ids, rows in batches:
-        table.add(*as_batch(image_ids, rows))
+        table.add(*to_batch(image_ids, rows))
     return table.gather(SingleProcess(), CATEGORIES)
 
 
-def world(folder: Path) -> Split:
+def synthetic_split(folder: Path) -> Split:
     generator = np.random.default_rng(0)
     image_ids = sorted(generator.choice(1000, 20, replace=False).tolist())
     annotations = []
@@ -52,7 +52,7 @@ def world(folder: Path) -> Split:
                 "iscrowd": int(generator.random() < 0.1),
             }
         )
-    return write_world(folder, image_ids, CATEGORIES.ids, annotations)
+    return write_split(folder, image_ids, CATEGORIES.ids, annotations)
 
 
 def assert_equal(one: Detections, other: Detections) -> None:
@@ -60,75 +60,75 @@ def assert_equal(one: Detections, other: Detections) -> None:
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
 
 
-def test_rows_are_ordered_by_image_then_as_detected() -> None:
-    found = gathered(
+def test_detections_are_ordered_by_image_and_then_as_detected() -> None:
+    detections = gather(
         ([9, 4], [(9, 1, 2, 4, 8, 0.5, 1), (4, 0, 0, 1, 1, 0.25, 3), (4, 5, 5, 6, 7, 0.25, 2)]),
         ([6, 5], [(5, 2, 2, 3, 3, 0.75, 1)]),
     )
-    assert found.evaluated.tolist() == [4, 5, 6, 9]
-    assert found.image_ids.tolist() == [4, 4, 5, 9]
-    assert found.category_ids.tolist() == [300, 20, 7, 7]
-    assert found.scores.tolist() == [0.25, 0.25, 0.75, 0.5]
-    assert found.boxes.tolist() == [[0, 0, 1, 1], [5, 5, 1, 2], [2, 2, 1, 1], [1, 2, 3, 6]]
+    assert detections.evaluated.tolist() == [4, 5, 6, 9]
+    assert detections.image_ids.tolist() == [4, 4, 5, 9]
+    assert detections.category_ids.tolist() == [300, 20, 7, 7]
+    assert detections.scores.tolist() == [0.25, 0.25, 0.75, 0.5]
+    assert detections.boxes.tolist() == [[0, 0, 1, 1], [5, 5, 1, 2], [2, 2, 1, 1], [1, 2, 3, 6]]
 
 
-def test_low_scores_are_dropped_and_large_ids_kept_whole() -> None:
-    large = 2**53 + 1  # float64 cannot hold it
-    found = gathered(([large], [(large, 0, 0, 1, 1, 0.0009, 1), (large, 0, 0, 1, 1, 0.0011, 1)]))
-    assert found.image_ids.tolist() == found.evaluated.tolist() == [large]
+def test_low_scores_are_dropped_and_large_ids_kept_exactly() -> None:
+    large = 2**53 + 1  # not representable in float64
+    detections = gather(([large], [(large, 0, 0, 1, 1, 0.0009, 1), (large, 0, 0, 1, 1, 0.0011, 1)]))
+    assert detections.image_ids.tolist() == detections.evaluated.tolist() == [large]
 
 
-def test_empty_table() -> None:
-    found = gathered()
-    assert len(found) == len(found.evaluated) == 0
-    assert found.boxes.shape == (0, 4)
+def test_an_empty_table() -> None:
+    detections = gather()
+    assert len(detections) == len(detections.evaluated) == 0
+    assert detections.boxes.shape == (0, 4)
 
 
-def test_batch_is_not_changed() -> None:
-    image_ids, detections = as_batch([1], [(1, 3, 4, 5, 6, 0.5, 1)])
+def test_a_batch_is_copied() -> None:
+    image_ids, detections = to_batch([1], [(1, 3, 4, 5, 6, 0.5, 1)])
     before = detections.clone()
     table = DetectionTable()
     table.add(image_ids, detections)
     first = table.gather(SingleProcess(), CATEGORIES)
-    detections.zero_()  # as a captured graph does with its output at the next batch
+    detections.zero_()  # as a CUDA graph overwrites its output
     assert_equal(table.gather(SingleProcess(), CATEGORIES), first)
     assert first.boxes.tolist() == [[3, 4, 2, 2]]
     assert before[0, 0, 4] == 0.5
 
 
-def test_doubled_image_is_an_error() -> None:
+def test_a_repeated_image_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"1 image\(s\) were evaluated more than once.* image 4"):
-        gathered(([4, 5], []), ([4], []))
+        gather(([4, 5], []), ([4], []))
 
 
-def test_label_of_no_class_is_an_error() -> None:
-    with pytest.raises(ValueError, match=r"label 4 where the data set has the labels 1 to 3"):
-        gathered(([1], [(1, 0, 0, 1, 1, 0.5, 4)]))
+def test_an_invalid_label_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"label 4, but the data set has labels 1 to 3"):
+        gather(([1], [(1, 0, 0, 1, 1, 0.5, 4)]))
 
 
 def test_wrong_shapes_are_an_error() -> None:
     table = DetectionTable()
     with pytest.raises(ValueError, match=r"must be \(N, K, 6\), not \(3, 6\)"):
         table.add(torch.tensor([1]), torch.zeros(3, 6))
-    with pytest.raises(ValueError, match=r"\(1,\) image ids do not fit"):
+    with pytest.raises(ValueError, match=r"image ids of shape \(1,\) do not match"):
         table.add(torch.tensor([1]), torch.zeros(2, 3, 6))
 
 
 def shards(
     split: Split, rows: list[Row], ranks: int, sharding: str
 ) -> list[list[tuple[torch.Tensor, torch.Tensor]]]:
-    """The batches of each rank: images dealt in turn, or the last rank without any."""
-    dealt = ranks if sharding == "in turn" else ranks - 1
+    """Return each rank's batches; images are distributed evenly, or the last rank has none."""
+    ranks_with_images = ranks if sharding == "even" else ranks - 1
     batches = []
     for rank in range(ranks):
-        mine = split.image_ids.tolist()[rank::dealt] if rank < dealt else []
-        mine = mine[::-1]  # no rank need be in the order of ids
-        batches.append([as_batch(mine[at : at + 3], rows) for at in range(0, len(mine), 3)])
+        shard = split.image_ids.tolist()[rank::ranks_with_images]
+        shard = shard[::-1] if rank < ranks_with_images else []  # not in order of ids
+        batches.append([to_batch(shard[at : at + 3], rows) for at in range(0, len(shard), 3)])
     return batches
 
 
 def gather_on_rank(rank: int, ranks: int, folder: Path, batches_of: dict[str, list]) -> None:
-    """What each process runs: its own shard, and a gather with the others."""
+    """Run by each process: add a shard, and gather with the others."""
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=ranks
     )
@@ -136,59 +136,59 @@ def gather_on_rank(rank: int, ranks: int, folder: Path, batches_of: dict[str, li
         table = DetectionTable()
         for batch in batches[rank]:
             table.add(*batch)
-        found = table.gather(TorchCommunicator(), CATEGORIES)
-        torch.save(found, folder / f"{sharding} {rank}.pt")
+        detections = table.gather(TorchCommunicator(), CATEGORIES)
+        torch.save(detections, folder / f"{sharding} {rank}.pt")
     torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_every_number_of_ranks_gives_the_same_table_and_metrics(tmp_path: Path, ranks: int) -> None:
-    split = world(tmp_path / "data")
-    rows = noisy_rows(split, seed=0, score_steps=4)
-    expected = gathered((split.image_ids.tolist(), rows))
+def test_tables_and_metrics_do_not_depend_on_the_ranks(tmp_path: Path, ranks: int) -> None:
+    split = synthetic_split(tmp_path / "data")
+    rows = noisy_detections(split, seed=0, score_steps=4)
+    expected = gather((split.image_ids.tolist(), rows))
     metrics = coco_metrics(CocoGroundTruth(split), expected)
     assert 0 < metrics.metrics["AP"] < 1
-    shardings = ["in turn", "last rank has none"]
+    shardings = ["even", "last rank has none"]
     batches_of = {each: shards(split, rows, ranks, each) for each in shardings}
     torch.multiprocessing.spawn(gather_on_rank, (ranks, tmp_path, batches_of), nprocs=ranks)
     for sharding in shardings:
         for rank in range(ranks):
-            found = torch.load(tmp_path / f"{sharding} {rank}.pt", weights_only=False)
-            assert_equal(found, expected)
-            assert coco_metrics(CocoGroundTruth(split), found) == metrics
+            detections = torch.load(tmp_path / f"{sharding} {rank}.pt", weights_only=False)
+            assert_equal(detections, expected)
+            assert coco_metrics(CocoGroundTruth(split), detections) == metrics
 
 
-def test_results_file_gives_pycocotools_the_same_metrics(tmp_path: Path) -> None:
-    split = world(tmp_path)
-    found = gathered((split.image_ids.tolist(), noisy_rows(split, seed=0)))
+def test_pycocotools_computes_the_same_metrics_from_the_file(tmp_path: Path) -> None:
+    split = synthetic_split(tmp_path)
+    detections = gather((split.image_ids.tolist(), noisy_detections(split, seed=0)))
     path = tmp_path / "new folder" / "detections.json"
-    write_coco_results(path, found)
+    write_coco_results(path, detections)
     stats, _ = pycocotools_metrics(split, path)
-    metrics = coco_metrics(CocoGroundTruth(split), found).metrics
+    metrics = coco_metrics(CocoGroundTruth(split), detections).metrics
     np.testing.assert_allclose(list(metrics.values()), stats, rtol=0, atol=1e-9)
     with contextlib.redirect_stdout(io.StringIO()):
         read = COCO(str(split.annotation_file)).loadRes(str(path)).dataset["annotations"]
-    assert [each["image_id"] for each in read] == found.image_ids.tolist()
-    assert [each["category_id"] for each in read] == found.category_ids.tolist()
-    assert [each["bbox"] for each in read] == found.boxes.tolist()
-    assert [each["score"] for each in read] == found.scores.tolist()
+    assert [each["image_id"] for each in read] == detections.image_ids.tolist()
+    assert [each["category_id"] for each in read] == detections.category_ids.tolist()
+    assert [each["bbox"] for each in read] == detections.boxes.tolist()
+    assert [each["score"] for each in read] == detections.scores.tolist()
     assert [each.name for each in path.parent.iterdir()] == ["detections.json"]
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 4])
-def test_results_are_one_array_whatever_the_piece_size(
+def test_chunks_form_one_json_array(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
     monkeypatch.setattr("experiments.evaluation.detections._ROWS_PER_WRITE", 2)
     rows: list[Row] = [(1, n, n, n + 1, n + 2, 0.5, 1) for n in range(count)]
     path = tmp_path / "detections.json"
-    write_coco_results(path, gathered(([1], rows)))
+    write_coco_results(path, gather(([1], rows)))
     assert [each["bbox"] for each in json.loads(path.read_text())] == [
         [n, n, 1, 2] for n in range(count)
     ]
 
 
-def test_failed_write_leaves_the_file_as_it_was(
+def test_a_failed_write_keeps_the_earlier_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "detections.json"
@@ -199,6 +199,6 @@ def test_failed_write_leaves_the_file_as_it_was(
 
     monkeypatch.setattr("experiments.evaluation.detections.orjson.dumps", fail)
     with pytest.raises(OSError, match="disk full"):
-        write_coco_results(path, gathered(([1], [(1, 0, 0, 1, 1, 0.5, 1)])))
+        write_coco_results(path, gather(([1], [(1, 0, 0, 1, 1, 0.5, 1)])))
     assert path.read_text() == "before"
     assert [each.name for each in tmp_path.iterdir()] == ["detections.json"]

@@ -1,4 +1,4 @@
-"""Evaluation of a whole split: real images, a real (untrained) detector, one and several ranks."""
+"""Evaluation of a split: real images, an untrained detector, one or several ranks."""
 
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 
 
 def tiny_detector(num_classes: int) -> EfficientDet:
-    """Random weights, sharpened so that scores differ and some pass the threshold."""
+    """Create a detector with random weights, scaled so that some scores pass the threshold."""
     torch.manual_seed(0)
     detector = build_detector("tiny", num_classes=num_classes)
     with torch.no_grad():
@@ -34,8 +34,8 @@ def tiny_detector(num_classes: int) -> EfficientDet:
 
 @pytest.fixture(scope="module")
 def split(coco_tiny: Path) -> Split:
-    whole = load_split(coco_tiny, splits(coco_tiny)[1])
-    return whole.select(np.arange(len(whole)) < 7)
+    complete = load_split(coco_tiny, splits(coco_tiny)[1])
+    return complete.select(np.arange(len(complete)) < 7)
 
 
 @pytest.fixture(scope="module")
@@ -53,13 +53,13 @@ def evaluation(detector: EfficientDet, split: Split) -> Evaluation:
     return evaluated(detector, split, batch_size=4)
 
 
-def test_every_image_is_measured_once(evaluation: Evaluation, split: Split) -> None:
+def test_every_image_is_evaluated_once(evaluation: Evaluation, split: Split) -> None:
     assert evaluation.detections.evaluated.tolist() == split.image_ids.tolist()
     assert len(evaluation.detections) > 100
     assert evaluation.result == coco_metrics(CocoGroundTruth(split), evaluation.detections)
 
 
-def test_losses_are_those_of_all_images_as_one_batch(
+def test_losses_equal_those_of_one_batch_with_all_images(
     evaluation: Evaluation, detector: EfficientDet, split: Split
 ) -> None:
     config = evaluation_input(detector.config, device=CPU, threads=1)
@@ -72,7 +72,7 @@ def test_losses_are_those_of_all_images_as_one_batch(
     )
 
 
-def test_metrics_to_report_are_flat_numbers_and_classes(evaluation: Evaluation) -> None:
+def test_metrics_are_numbers_and_ap_per_class(evaluation: Evaluation) -> None:
     metrics = evaluation.metrics
     classes = metrics.pop("ap_per_class")
     assert {"AP", "ARl", "val_loss", "val_class_loss", "val_box_loss"} <= metrics.keys()
@@ -80,30 +80,30 @@ def test_metrics_to_report_are_flat_numbers_and_classes(evaluation: Evaluation) 
 
 
 def evaluate_on_rank(rank: int, ranks: int, folder: Path, detector: EfficientDet, split: Split):
-    """What each process runs."""
+    """Run by each process."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=ranks
     )
-    found = evaluated(detector, split, batch_size=4, communicator=TorchCommunicator())
-    torch.save(found, folder / f"{rank}.pt")
+    result = evaluated(detector, split, batch_size=4, communicator=TorchCommunicator())
+    torch.save(result, folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
-def test_three_ranks_give_the_same_numbers_as_one(
+def test_three_ranks_have_the_results_of_one(
     evaluation: Evaluation, detector: EfficientDet, split: Split, tmp_path: Path
 ) -> None:
     ranks = 3
     torch.multiprocessing.spawn(evaluate_on_rank, (ranks, tmp_path, detector, split), nprocs=ranks)
     for rank in range(ranks):
-        found: Evaluation = torch.load(tmp_path / f"{rank}.pt", weights_only=False)
-        assert found.detections.evaluated.tolist() == split.image_ids.tolist()
-        # A convolution may add in another order for another batch size.
+        result: Evaluation = torch.load(tmp_path / f"{rank}.pt", weights_only=False)
+        assert result.detections.evaluated.tolist() == split.image_ids.tolist()
+        # The order of a convolution's sums may depend on the batch size.
         for name, value in evaluation.metrics.items():
-            assert found.metrics[name] == pytest.approx(value, rel=1e-5, abs=1e-9), name
+            assert result.metrics[name] == pytest.approx(value, rel=1e-5, abs=1e-9), name
 
 
-def test_evaluator_starts_anew(detector: EfficientDet, split: Split) -> None:
+def test_an_evaluator_can_be_reset(detector: EfficientDet, split: Split) -> None:
     config = detector.config
     evaluator = SplitEvaluator(config, CPU, CocoGroundTruth(split), split.categories)
     outcomes = []
@@ -116,7 +116,7 @@ def test_evaluator_starts_anew(detector: EfficientDet, split: Split) -> None:
     assert outcomes[0] == outcomes[1]
 
 
-def test_training_mode_is_refused(detector: EfficientDet, split: Split) -> None:
+def test_training_mode_is_rejected(detector: EfficientDet, split: Split) -> None:
     evaluator = SplitEvaluator(detector.config, CPU, CocoGroundTruth(split), split.categories)
     detector.train()
     try:
@@ -126,6 +126,6 @@ def test_training_mode_is_refused(detector: EfficientDet, split: Split) -> None:
         detector.eval()
 
 
-def test_detector_of_other_classes_is_refused(split: Split) -> None:
+def test_a_detector_with_other_classes_is_rejected(split: Split) -> None:
     with pytest.raises(ValueError, match=r"has 7 classes, .* has 90"):
         evaluated(tiny_detector(7), split, batch_size=4)

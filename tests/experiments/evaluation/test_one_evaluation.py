@@ -1,4 +1,4 @@
-"""The AP that chose a checkpoint in training is the AP that its users get, to the last bit."""
+"""Training, evaluate.py and predict.py compute bitwise the same metrics of a checkpoint."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ from tests.experiments.evaluation.test_commands import run
 from tests.experiments.evaluation.test_loop import tiny_detector
 from tests.experiments.local_trial import local_trial
 
-BATCH = 4  # of every evaluation: convolutions may add in another order for another batch size
+BATCH = 4  # the same everywhere, as the order of a convolution's sums may depend on it
 
 
 def evaluated_in_training(trial: EfficientDetTrial) -> Evaluation:
@@ -27,7 +27,7 @@ def evaluated_in_training(trial: EfficientDetTrial) -> Evaluation:
 
 
 def save_checkpoint(trial: EfficientDetTrial, folder: Path) -> Path:
-    """As Determined's trainer does, with what the trial adds."""
+    """Save a checkpoint like Determined's trainer, with the trial's additions."""
     position: Any = trial.build_callbacks()["position"]
     folder.mkdir()
     content = {
@@ -42,7 +42,7 @@ def save_checkpoint(trial: EfficientDetTrial, folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("amp_dtype", "channels_last"), [("bfloat16", True), ("float16", False), ("float16", True)]
 )
-def test_training_evaluate_and_predict_see_the_same_metrics(
+def test_training_evaluate_and_predict_have_the_same_metrics(
     amp_dtype: str, *, channels_last: bool, mini_coco: Path, tmp_path: Path
 ) -> None:
     weights = tmp_path / "sharp.pth"
@@ -76,7 +76,7 @@ def test_training_evaluate_and_predict_see_the_same_metrics(
 
     detector = open_detector(checkpoint, device="cpu")
     assert detector.config.interpolation == "bicubic"
-    predicted = predict.detect_in(detector, split, batch_size=BATCH, threads=1)
+    predicted = predict.detect_split(detector, split, batch_size=BATCH, threads=1)
 
     assert len(predicted) > 100
     assert in_training.result.metrics["AR100"] > 0
@@ -87,8 +87,8 @@ def test_training_evaluate_and_predict_see_the_same_metrics(
     assert predicted.boxes.tolist() == in_training.detections.boxes.tolist()
 
 
-def test_a_detector_is_run_in_float32_by_whoever_calls(mini_coco: Path) -> None:
-    """Under autocast too, whose bfloat16 would make ties of most scores."""
+def test_detection_is_in_float32_even_under_autocast(mini_coco: Path) -> None:
+    """In bfloat16, most scores would be tied."""
     with local_trial(
         mini_coco, 6, model="tiny", pretrained_backbone=False, amp=False, input_threads=1
     ) as trial:

@@ -1,4 +1,4 @@
-"""Records, curves, tables, pictures: what a person looks at."""
+"""The report of a run: metrics, plots, tables and pictures."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ def validation(batches: int, ap: float) -> str:
     return line("validation", batches, **metrics, val_loss=1.0, ap_per_class={"cat|s": ap})
 
 
-def test_what_a_resumed_run_wrote_later_counts(tmp_path: Path) -> None:
+def test_reports_after_a_resume_replace_earlier_ones(tmp_path: Path) -> None:
     file = tmp_path / "metrics.jsonl"
     first = [line("train", 10, loss=3.0), validation(10, 0.1), line("train", 20, loss=2.0)]
     abandoned = [validation(20, 0.9), line("train", 30, loss=9.0), '{"kind": "tra\n']
@@ -64,14 +64,14 @@ def test_report_is_complete(tmp_path: Path) -> None:
         assert part in text
 
 
-def test_run_without_evaluation_has_nothing_to_report(tmp_path: Path) -> None:
+def test_a_run_without_an_evaluation_is_reported(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text(line("train", 10, loss=3.0))
     with pytest.raises(ValueError, match="no evaluation in it yet"):
         write_report(tmp_path)
     assert not (tmp_path / "report").exists()
 
 
-def test_curves_of_a_diverged_or_empty_run_are_drawn(tmp_path: Path) -> None:
+def test_curves_of_a_diverged_or_empty_run_are_plotted(tmp_path: Path) -> None:
     nan = float("nan")
     save_figure(plot_losses({"total": ([1, 2], [nan, nan])}, {}), tmp_path / "a")
     save_figure(plot_losses({}, {}), tmp_path / "b")
@@ -79,7 +79,7 @@ def test_curves_of_a_diverged_or_empty_run_are_drawn(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 6
 
 
-def test_tables_hold_every_metric_and_class() -> None:
+def test_tables_have_every_metric_and_class() -> None:
     metrics = {name: number / 100 for number, name in enumerate(METRICS)} | {"APs": -1.0}
     classes = {f"class {n}": n / 10 for n in range(7)} | {"unseen": -1.0}
     console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
@@ -99,7 +99,7 @@ def test_markdown_escapes_bars() -> None:
     assert markdown_table(["a"], [["x|y"]]) == "| a |\n| --- |\n| x\\|y |\n"
 
 
-def test_boxes_are_drawn_where_they_are_in_the_class_color() -> None:
+def test_boxes_are_drawn_at_their_position_in_the_class_color() -> None:
     image = Image.new("RGB", (960, 480))
     box = np.array([[100.0, 200.0, 300.0, 400.0]])
     drawn = draw_detections(image, box, np.array([7]), np.array([0.9]), "thing {}".format)
@@ -107,14 +107,14 @@ def test_boxes_are_drawn_where_they_are_in_the_class_color() -> None:
     for pixel in [(100, 300), (300, 300), (200, 400)]:
         assert drawn.getpixel(pixel) == class_color(7)
     assert drawn.getpixel((200, 300)) == (0, 0, 0)
-    assert image.getextrema() == ((0, 0),) * 3  # the source is as it was
+    assert image.getextrema() == ((0, 0),) * 3  # the original is unchanged
     above = np.asarray(drawn)[150:200, 100:200]
-    assert (above == class_color(7)).all(axis=-1).sum() > 300  # the plate with the words
+    assert (above == class_color(7)).all(axis=-1).sum() > 300  # the tag
 
 
 @pytest.mark.parametrize("size", [(1, 1), (64, 20), (20, 64), (3000, 100)])
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "CMYK"])
-def test_any_size_and_mode_can_be_drawn_on(size: tuple[int, int], mode: str) -> None:
+def test_detections_can_be_drawn_on_any_size_and_mode(size: tuple[int, int], mode: str) -> None:
     boxes = np.array([[0.0, 0.0, *size], [size[0], size[1], 0, 0], [-5, -5, 5000, 5000]])
     labels, scores = np.array([1, 2, 3]), np.array([0.9, 0.9, 0.1])
     drawn = draw_detections(
@@ -122,17 +122,17 @@ def test_any_size_and_mode_can_be_drawn_on(size: tuple[int, int], mode: str) -> 
         truth_boxes=boxes,
     )  # fmt: skip
     assert drawn.mode == "RGB"
-    assert max(drawn.size) >= 480  # room for words
+    assert max(drawn.size) >= 480  # enlarged for the text
     assert drawn.width / drawn.height == pytest.approx(size[0] / size[1], rel=0.05)
 
 
-def test_neighbouring_classes_have_different_colors() -> None:
+def test_adjacent_labels_have_different_colors() -> None:
     colors = np.array([class_color(label) for label in range(1, 91)])
     assert len(np.unique(colors, axis=0)) == 90
     assert np.abs(np.diff(colors, axis=0)).sum(axis=1).min() > 100
 
 
-def test_contact_sheet_holds_every_picture() -> None:
+def test_a_contact_sheet_has_every_picture() -> None:
     colors = [(200, 0, 0), (0, 200, 0), (0, 0, 200)]
     none = np.zeros((0, 4)), np.zeros(0, int), np.zeros(0)
     sizes = [(100, 50), (50, 100), (80, 80)]

@@ -1,4 +1,4 @@
-"""Small data sets, detections for them, and what pycocotools makes of the two."""
+"""Small generated data sets, detections for them, and pycocotools' metrics of the two."""
 
 import contextlib
 import io
@@ -17,17 +17,17 @@ from torch import Tensor
 from cocodata import Split, load_split
 from experiments.evaluation import MIN_SCORE
 
-# A detection as the detector gives it: image id, x1, y1, x2, y2, score, label.
+# A detection: image id, x1, y1, x2, y2, score, label.
 Row = tuple[int, float, float, float, float, float, int]
 
 
-def write_world(
+def write_split(
     folder: Path,
     image_ids: Sequence[int],
     category_ids: Sequence[int],
     annotations: Sequence[dict[str, Any]],
 ) -> Split:
-    """A data set folder of annotations without image files; annotations are numbered from 1."""
+    """Write a data set without image files; annotation ids are numbered from 1."""
     file = folder / "annotations" / "instances_val.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     content = {
@@ -42,18 +42,18 @@ def write_world(
     return load_split(folder, "val")
 
 
-def as_batch(image_ids: Sequence[int], rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
-    """Image ids (N,) and detections (N, K, 6), padded with zeros as `model.detect` does."""
-    of_image = {each: [row[1:] for row in rows if row[0] == each] for each in image_ids}
-    detections = torch.zeros(len(image_ids), max((len(v) for v in of_image.values()), default=0), 6)
+def to_batch(image_ids: Sequence[int], rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+    """Return image ids (N,) and detections (N, K, 6), zero-padded like the postprocessor's."""
+    by_image = {each: [row[1:] for row in rows if row[0] == each] for each in image_ids}
+    detections = torch.zeros(len(image_ids), max((len(v) for v in by_image.values()), default=0), 6)
     for index, each in enumerate(image_ids):
-        if of_image[each]:
-            detections[index, : len(of_image[each])] = torch.tensor(of_image[each])
+        if by_image[each]:
+            detections[index, : len(by_image[each])] = torch.tensor(by_image[each])
     return torch.tensor(image_ids, dtype=torch.int64), detections
 
 
-def noisy_rows(split: Split, seed: int, score_steps: int = 50) -> list[Row]:
-    """Detections of a split's boxes: moved, missed, doubled, mislabelled, and others at random.
+def noisy_detections(split: Split, seed: int, score_steps: int = 50) -> list[Row]:
+    """Generate detections: shifted, missed, duplicate and mislabelled boxes, and random ones.
 
     Scores have few distinct values, so that many are equal. Some images get none.
     """
@@ -84,7 +84,7 @@ def noisy_rows(split: Split, seed: int, score_steps: int = 50) -> list[Row]:
 
 
 def pycocotools_results(split: Split, rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Detections as pycocotools reads them, in the order in which they were made."""
+    """Convert detections to COCO's result format, in the same order."""
     results = []
     for image, x1, y1, x2, y2, score, label in rows:
         if np.float32(score) < np.float32(MIN_SCORE):
@@ -104,22 +104,22 @@ def pycocotools_results(split: Split, rows: Sequence[Row]) -> list[dict[str, Any
 def pycocotools_metrics(
     split: Split, results: Sequence[dict[str, Any]] | Path
 ) -> tuple[NDArray[np.float64], list[float]]:
-    """Pycocotools' 12 numbers over the split's images, and AP of each category id ascending."""
+    """Compute pycocotools' 12 metrics, and the AP of each category in order of ids."""
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(str(split.annotation_file))
         if isinstance(results, Path) or results:
-            found = truth.loadRes(str(results) if isinstance(results, Path) else list(results))
-        else:  # loadRes cannot load nothing
-            found = COCO()
-            found.dataset = {**truth.dataset, "annotations": []}
-            found.createIndex()
-        evaluation = COCOeval(truth, found, "bbox")
+            detections = truth.loadRes(str(results) if isinstance(results, Path) else list(results))
+        else:  # loadRes fails on an empty list
+            detections = COCO()
+            detections.dataset = {**truth.dataset, "annotations": []}
+            detections.createIndex()
+        evaluation = COCOeval(truth, detections, "bbox")
         evaluation.params.imgIds = split.image_ids.tolist()
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
     precision = evaluation.eval["precision"][..., 0, 2]
-    of_classes = [precision[:, :, k] for k in range(precision.shape[2])]
+    by_class = [precision[:, :, k] for k in range(precision.shape[2])]
     return evaluation.stats, [
-        float(each[each > -1].mean()) if (each > -1).any() else -1.0 for each in of_classes
+        float(each[each > -1].mean()) if (each > -1).any() else -1.0 for each in by_class
     ]
