@@ -64,7 +64,7 @@ class MasterConnection:
         return variables
 
     def session(self) -> api.Session:
-        """Log in to the master, for calls of its API.
+        """Log in to the master; return a session for calls to its API.
 
         Raises:
             ClusterError: The master does not answer, or rejects the user.
@@ -77,7 +77,7 @@ class MasterConnection:
             return authentication.login(self.master, self.user, self.password, cert=cert)
 
     def login(self) -> Determined:
-        """Log in to the master, for Determined's own client.
+        """Log in to the master; return Determined's client.
 
         Raises:
             ClusterError: The master does not answer, or rejects the user.

@@ -1,4 +1,4 @@
-"""What the account that trials hold a token of may do, on a real master."""
+"""The permissions of the account whose token trials hold, on a real master."""
 
 import pytest
 from determined.common import api
