@@ -29,14 +29,17 @@ from tests.system.hosts import hosts as test_hosts
 from tests.system.hosts.testing import (
     NAME,
     ROOT,
+    TOKEN,
     Hosts,
     assert_clean,
     busy_agent,
     changed_tasks,
     on_host,
+    secrets,
     sync,
     train,
     version,
+    where_shown,
 )
 from tools.versions import read_versions, task_image
 
@@ -105,6 +108,16 @@ def test_up_from_bare_hosts(cluster: Hosts) -> None:
 def test_second_converge_changes_nothing(cluster: Hosts) -> None:
     recap = cluster.succeed("up")
     assert changed_tasks(recap) == {"host1": 0, "host2": 0, "host3": 0}
+
+
+def test_secrets_are_shown_nowhere(cluster: Hosts) -> None:
+    output = cluster.succeed("up", "--", "-vvv", "--diff")
+    found = secrets()
+    assert len(found) == 3
+    shown = [line for line in output.splitlines() if any(each in line for each in [*found, TOKEN])]
+    assert shown == []
+    for host in ("host1", "host2", "host3"):
+        assert where_shown(host, found) == ""
 
 
 def test_check_mode_on_a_provisioned_cluster(cluster: Hosts) -> None:

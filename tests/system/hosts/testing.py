@@ -14,6 +14,8 @@ import yaml
 ROOT = Path(__file__).resolve().parents[3]
 # The cluster's name in that inventory.
 NAME = "test-hosts"
+# What the tokens of Determined's sessions begin with.
+TOKEN = "v2.public."
 
 
 class Hosts:
@@ -131,3 +133,29 @@ def assert_clean(host: str) -> None:
     )
     shell = ["docker", "exec", host, "sh", "-c", look]
     assert subprocess.run(shell, capture_output=True, text=True, check=True).stdout == ""
+
+
+def secrets() -> list[str]:
+    """Return the passwords that were generated for the cluster."""
+    folder = ROOT / ".secrets" / NAME
+    return [file.read_text().strip() for file in sorted(folder.glob("*_password"))]
+
+
+def where_shown(host: str, secrets: list[str]) -> str:
+    """Return where a host shows one of the secrets, or a session's token, to more than root."""
+    look = """
+        umask 077
+        cat >/root/secrets
+        show() { grep --fixed-strings --file=/root/secrets --max-count=1 --quiet && echo "$1"; }
+        # Taken before grep starts.
+        list=$(ps axww -o args); echo "$list" | show processes
+        journalctl --no-pager | show journal
+        docker ps --all --quiet | xargs --no-run-if-empty docker inspect | show 'docker inspect'
+        find / -xdev -path /proc -prune -o -path /sys -prune -o -path /var/lib/docker -prune \
+            -o -type f -perm /o=r -print0 | xargs -0 grep --fixed-strings --file=/root/secrets \
+            --files-with-matches --no-messages
+        rm /root/secrets
+    """
+    shell = ["docker", "exec", "--interactive", host, "sh", "-c", look]
+    text = "\n".join([*secrets, TOKEN]) + "\n"
+    return subprocess.run(shell, input=text, capture_output=True, text=True, check=True).stdout

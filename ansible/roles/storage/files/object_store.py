@@ -1,10 +1,12 @@
 """Writes to the cluster's object store, reads from it or deletes what was written, as a trial does.
 
-Runs in the task image: `python -c SCRIPT write|read|remove NAME [HOST]`, with Determined's settings
-of the checkpoint storage as JSON on standard input. Prints errors as one line on standard error.
+Runs in the task image: `python -c SCRIPT write|read|remove NAME [HOST]`. Standard input is JSON:
+Determined's settings of the checkpoint storage, and environment variables such as a proxy's. Errors
+are printed as one line on standard error.
 """
 
 import json
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -19,7 +21,9 @@ def main(action: str, name: str, host: str = "") -> None:
         Exception: The store's client failed.
         ValueError: The content read differs from the content written.
     """
-    store = storage.build(json.load(sys.stdin), container_path=None)
+    settings = json.load(sys.stdin)
+    os.environ.update(settings["environment"])
+    store = storage.build(settings["storage"], container_path=None)
     if action == "remove":
         store.delete(name, ["**/*"])
         return
