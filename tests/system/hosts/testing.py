@@ -145,16 +145,16 @@ def where_shown(host: str, secrets: list[str]) -> str:
     """Return where a host shows one of the secrets, or a session's token, to more than root."""
     look = """
         umask 077
-        cat >/root/secrets
-        show() { grep --fixed-strings --file=/root/secrets --max-count=1 --quiet && echo "$1"; }
+        cat >/run/secrets
+        show() { grep --fixed-strings --file=/run/secrets --max-count=1 --quiet && echo "$1"; }
         # Taken before grep starts.
         list=$(ps axww -o args); echo "$list" | show processes
         journalctl --no-pager | show journal
         docker ps --all --quiet | xargs --no-run-if-empty docker inspect | show 'docker inspect'
         find / -xdev -path /proc -prune -o -path /sys -prune -o -path /var/lib/docker -prune \
-            -o -type f -perm /o=r -print0 | xargs -0 grep --fixed-strings --file=/root/secrets \
+            -o -type f -perm /o=r -print0 | xargs -0 grep --fixed-strings --file=/run/secrets \
             --files-with-matches --no-messages
-        rm /root/secrets
+        rm /run/secrets
     """
     shell = ["docker", "exec", "--interactive", host, "sh", "-c", look]
     text = "\n".join([*secrets, TOKEN]) + "\n"
