@@ -1,14 +1,19 @@
 """Parts of the image that need no Docker: names, versions, the build command."""
 
+import importlib.metadata
 import importlib.util
 import json
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tools.versions import read_versions
 
@@ -82,6 +87,9 @@ def test_the_image_is_renamed_if_its_contents_change(
         ("versions.env", "POSTGRES_IMAGE=", "# A comment\nPOSTGRES_IMAGE=another/"),
         ("pyproject.toml", "line-length = 100", "line-length = 99"),
         ("pyproject.toml", '    "pytest",\n', ""),
+        ("requirements.lock", "\nansible==", "\nansible==1"),
+        # Comments name what requires a package, and that may be a tool.
+        ("requirements.lock", "    #   ansible-lint\n", ""),
         ("docker/image-name.sh", "set -euo pipefail", "set -euo pipefail # strict"),
     ],
 )
@@ -93,6 +101,52 @@ def test_the_image_keeps_its_name_if_only_other_files_change(
     assert old in text
     (copied / file).write_text(text.replace(old, new))
     assert name_of_image(copied) == before
+
+
+def _required(names: set[str]) -> set[str]:
+    """All installed packages that these require, themselves included."""
+    found: set[str] = set()
+    while names:
+        name = names.pop()
+        if name in found:
+            continue
+        found.add(name)
+        needs = [Requirement(each) for each in importlib.metadata.requires(name) or ()]
+        names |= {
+            canonicalize_name(each.name)
+            for each in needs
+            if each.marker is None or each.marker.evaluate({"extra": ""})
+        }
+    return found
+
+
+def test_the_name_depends_on_exactly_the_packages_that_the_image_installs(copied: Path) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    direct = {canonicalize_name(Requirement(each).name) for each in project["dependencies"]}
+    required = _required(set(direct))
+    assert {"torch", "determined", "jinja2"} <= required
+    before = name_of_image(copied)
+    lock = copied / "requirements.lock"
+    text = lock.read_text()
+    renamed = set()
+    for distribution in importlib.metadata.distributions():
+        name = canonicalize_name(distribution.name)
+        changed = re.sub(rf"^{name}(\[.*\])?==", f"{name}==1!", text, flags=re.MULTILINE)
+        if changed == text:
+            continue  # Not locked, such as Horovod, which is built here.
+        lock.write_text(changed)
+        if name_of_image(copied) != before:
+            renamed.add(name)
+    # Some packages are required by an extra of another package only.
+    assert required <= renamed | {"horovod"}
+    assert not renamed & {"ansible", "ansible-core", "effdet", "mypy", "pytest"}
+
+
+def test_a_lock_of_another_form_is_an_error(copied: Path) -> None:
+    (copied / "requirements.lock").write_text("torch==2.14.1\n")
+    run = subprocess.run([copied / "docker/image-name.sh"], stdout=subprocess.PIPE, check=False)
+    assert run.returncode != 0
+    assert run.stdout == b""
 
 
 def test_versions_are_compared_with_the_lock(tmp_path: Path) -> None:
