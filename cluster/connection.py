@@ -19,7 +19,6 @@ as written by `make coco-sync`:
 import contextlib
 import logging
 import os
-import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -33,9 +32,10 @@ from determined.experimental import Determined
 from cluster.errors import ClusterError
 from cocodata.files import write_atomically
 from experiments.runtime.determined_internals import client_of
+from tools.secrets_folder import SECRETS, protect_secrets
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDER = ROOT / ".secrets" / "clusters"
+FOLDER = SECRETS / "clusters"
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def load_connection(name: str) -> MasterConnection:
     """Read a cluster's connection and versions files.
 
     Raises:
-        ClusterError: There is no such cluster, or its file is invalid or readable by others.
+        ClusterError: There is no such cluster, or its file is invalid or belongs to another user.
     """
     file = connection_file(name)
     if not file.is_file():
@@ -115,8 +115,7 @@ def load_connection(name: str) -> MasterConnection:
             + ". To start one: make local-up (on this machine; then CLUSTER=local) or make "
             "cluster-up"
         )
-    if stat.S_IMODE(file.stat().st_mode) & 0o077:
-        raise ClusterError(f"{file} holds a password but others can read it: chmod 600 {file}")
+    _protect()
     content = yaml.safe_load(file.read_text())
     versions = _versions_file(name)
     known = yaml.safe_load(versions.read_text()) if versions.is_file() else {}
@@ -141,11 +140,19 @@ def save_connection(connection: MasterConnection) -> Path:
 
 
 def write_secret(file: Path, text: str) -> None:
-    """Write a file with mode 600 in a folder with mode 700."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    if file.parent != ROOT:
-        file.parent.chmod(0o700)
+    """Write a file with mode 600; in .secrets, all folders get mode 700."""
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     write_atomically(file, text, mode=0o600)
+    _protect()
+
+
+def _protect() -> None:
+    try:
+        protect_secrets(FOLDER.parent)
+    except PermissionError as error:
+        raise ClusterError(
+            f"{error.filename} belongs to another user: make it yours with chown"
+        ) from error
 
 
 @contextlib.contextmanager

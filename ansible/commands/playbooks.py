@@ -15,6 +15,11 @@ from typing import Any
 from rich.console import Console
 
 ROOT = Path(__file__).resolve().parents[2]
+# Imported by scripts, also without make's PYTHONPATH.
+sys.path.append(str(ROOT))
+
+from tools.secrets_folder import protect_secrets  # noqa: E402
+
 PLAYBOOKS = ROOT / "ansible"
 # Ansible's programs next to this interpreter, whatever is on the PATH.
 BIN = Path(sys.executable).parent
@@ -68,6 +73,12 @@ def run(
 ) -> int:
     """Run a playbook with its output on stderr; return its exit status."""
     require_inventory(inventory)
+    try:
+        protect_secrets()
+    except PermissionError as error:
+        raise CommandError(
+            f"{error.filename} belongs to another user: make it yours with chown"
+        ) from error
     command = [str(BIN / "ansible-playbook"), "--inventory", str(inventory)]
     # Always includes the master: every host needs its API.
     command += ["--limit", f"{limit},master"] if limit else []

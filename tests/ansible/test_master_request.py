@@ -130,7 +130,8 @@ def test_a_master_in_trouble_is_waited_for(
 
 def test_no_verbosity_shows_a_password_or_a_token(master: Master, tmp_path: Path) -> None:
     request = {"login": _login(master.url), "path": "users", "method": "POST"}
-    request |= {"body": {"password": "of-a-new-user"}, "secrets": ["of-a-new-user"]}
+    new = "of-a-new-user"
+    request |= {"body": {"password": new}, "secrets": [new]}
     tasks = [
         {"master_request": request, "register": "answer"},
         {"ansible.builtin.debug": {"var": "answer"}},
@@ -146,10 +147,10 @@ def test_no_verbosity_shows_a_password_or_a_token(master: Master, tmp_path: Path
     )
     output = outcome.stdout + outcome.stderr
     assert "status 404 no such thing" in output, output
-    assert ("POST", "users", {"password": "of-a-new-user"}) in master.requests
+    assert ("POST", "users", {"password": new}) in master.requests
     # The playbook's own lines name the secrets; only its results are looked at.
     assert TOKEN not in output
-    for secret in (PASSWORD, "of-a-new-user"):
+    for secret in (PASSWORD, new):
         shown = [line for line in output.splitlines() if secret in line]
         assert shown == [], shown
 
