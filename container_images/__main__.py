@@ -13,6 +13,7 @@ from cocodata.files import write_atomically
 from cocodata.sync.commands import bytes_per_second
 from cocodata.sync.display import live_view
 from cocodata.sync.hosts import control_machine, read_hosts
+from cocodata.sync.limits import raise_open_files
 from container_images.errors import ImageError
 from container_images.export import BlobCache
 from container_images.send import SendOptions, SendRun
@@ -38,6 +39,8 @@ def send(
 ) -> None:
     """Bring images to hosts, which send them to each other."""
     wanted = json.loads(images.read_text())
+    targets = read_hosts(hosts)
+    raise_open_files(len(targets))
     names = [name for listed in wanted.values() for name in listed]
     blobs = BlobCache(cache)
     found = blobs.images(names, lambda text: print(text, file=sys.stderr, flush=True))
@@ -49,7 +52,7 @@ def send(
     size = sum(sum(image.sizes) for image in found.values())
     with live_view(size, terminal) as show:
         needed = {host: [found[name] for name in listed] for host, listed in wanted.items()}
-        run = SendRun(blobs, needed, read_hosts(hosts), options, show)
+        run = SendRun(blobs, needed, targets, options, show)
         done = asyncio.run(run.check() if check else run.send())
     document = {
         **done.as_dict(),

@@ -5,6 +5,7 @@ The playbook's output goes to stderr, so that stdout contains only what the comm
 
 import json
 import os
+import stat
 import subprocess
 import sys
 import tempfile
@@ -31,13 +32,38 @@ class CommandError(Exception):
     """The request cannot be carried out; the message says what to do."""
 
 
+# ssh's socket in that folder has a name of 10 characters, which ssh makes 17 longer while it is
+# created; Linux allows 107 for the path of a socket.
+SOCKET_FOLDER_LENGTH = 107 - len("/") - 10 - 17
+
+
 def environment() -> dict[str, str]:
     """The variables that Ansible's programs need."""
     return {
+        **_socket_folder(Path.home() / ".ansible/cp"),
         **os.environ,
         "ANSIBLE_CONFIG": str(PLAYBOOKS / "ansible.cfg"),
         "PATH": f"{BIN}:{os.environ.get('PATH', '')}",
     }
+
+
+def _socket_folder(default: Path) -> dict[str, str]:
+    """The variable that names the folder of ssh's sockets, if Ansible's has too long a path.
+
+    Raises:
+        CommandError: Another user has the folder that takes its place.
+    """
+    if len(str(default)) <= SOCKET_FOLDER_LENGTH:
+        return {}
+    folder = Path(f"/tmp/ansible-{os.getuid()}")  # noqa: S108
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if found.st_uid != os.getuid() or found.st_mode & 0o077 or not stat.S_ISDIR(found.st_mode):
+        raise CommandError(
+            f"ssh needs a folder with a short path for its sockets, and {folder} is another "
+            "user's or open to others: set ANSIBLE_SSH_CONTROL_PATH_DIR to a folder of yours"
+        )
+    return {"ANSIBLE_SSH_CONTROL_PATH_DIR": str(folder)}
 
 
 def require_inventory(inventory: Path) -> None:

@@ -14,6 +14,7 @@ from cocodata.sync.control import SyncOptions, SyncRun
 from cocodata.sync.display import live_view
 from cocodata.sync.exchange import SyncResult
 from cocodata.sync.hosts import control_machine, read_hosts
+from cocodata.sync.limits import raise_open_files
 from cocodata.sync.pack import read_image_metadata
 from cocodata.text import count
 
@@ -62,6 +63,8 @@ def sync(
 ) -> None:
     """Copy a packed data set to all hosts, which send it to each other, and switch to it."""
     metadata = read_image_metadata(packed, name)
+    targets = read_hosts(hosts)
+    raise_open_files(len(targets))
     options = SyncOptions(
         store=store,
         link=link,
@@ -69,7 +72,7 @@ def sync(
         source=control_machine(source_address),
     )
     with live_view(metadata.size, terminal) as show:
-        run = SyncRun(metadata, packed, read_hosts(hosts), options, show)
+        run = SyncRun(metadata, packed, targets, options, show)
         result = asyncio.run(run.verify(repair=repair) if verify else run.sync())
     if json is not None:
         write_atomically(json, orjson.dumps(result.as_dict(), option=orjson.OPT_INDENT_2))

@@ -1,6 +1,7 @@
 """The control machine's connection to an agent."""
 
 import asyncio
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -89,6 +90,8 @@ class AgentConnection:
         self._process: asyncio.subprocess.Process | None = None
         self._answer: asyncio.Future[dict[str, Any]] | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        # What ssh needs until it has logged in.
+        self._resources = contextlib.ExitStack()
         self._stderr: list[str] = []
 
     async def open(self) -> None:
@@ -97,6 +100,7 @@ class AgentConnection:
         Raises:
             HostFailedError: the program that reaches the host cannot be started.
         """
+        environment = self._resources.enter_context(agent_environment(self.host))
         try:
             self._process = await asyncio.create_subprocess_exec(
                 *python_command(self.host, _BOOTSTRAP),
@@ -104,7 +108,7 @@ class AgentConnection:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
                 limit=1 << 26,
-                env=agent_environment(),
+                env=environment,
                 # Ctrl-C must only reach this process; agents end when their input does.
                 start_new_session=True,
             )
@@ -152,6 +156,7 @@ class AgentConnection:
 
     async def close(self) -> None:
         """End the agent."""
+        self._resources.close()
         if self._process is None:
             return
         if self._process.stdin is not None:

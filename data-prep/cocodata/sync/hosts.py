@@ -1,9 +1,11 @@
 """The hosts that a data set is copied to, and how to run a program on them."""
 
+import contextlib
 import os
 import shlex
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import orjson
@@ -23,6 +25,7 @@ class Host:
         address: where other hosts reach it.
         command: starts a program on it; the program's arguments are appended.
         password: for sudo, if it asks for one.
+        login_password: for ssh, if there is no key.
         listen: the address to listen on and to connect from; None for all.
         port: TCP port on which it exchanges pieces.
     """
@@ -30,9 +33,10 @@ class Host:
     name: str
     address: str
     command: tuple[str, ...]
-    password: str | None = None
+    password: str | None = field(default=None, repr=False)
     listen: str | None = None
     port: int = PORT
+    login_password: str | None = field(default=None, repr=False)
 
 
 def host_from_inventory(
@@ -46,6 +50,7 @@ def host_from_inventory(
     arguments: str = "",
     python: str = "/usr/bin/python3",
     password: str | None = None,
+    login_password: str | None = None,
     peer_port: int = PORT,
     connection: str = "ssh",
 ) -> Host:
@@ -61,22 +66,28 @@ def host_from_inventory(
         arguments: further arguments of ssh.
         python: path of its interpreter.
         password: for sudo.
+        login_password: for ssh.
         peer_port: TCP port on which it exchanges pieces.
         connection: `ssh`, or `local` for this machine.
     """
+    # sudo reads a password from standard input.
+    sudo = ("sudo", "-S", "-p", "") if password else ("sudo", "-n")
     if connection == "local":
-        local = (python,) if os.geteuid() == 0 else ("sudo", "-n", python)
-        return Host(name, address, local, None, None, peer_port)
-    command = ["ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=15"]
-    command += [
-        "-o",
+        local = (python,) if os.geteuid() == 0 else (*sudo, python)
+        return Host(name, address, local, password, None, peer_port)
+    command = ["ssh", "-o", f"BatchMode={'no' if login_password else 'yes'}"]
+    for option in (
+        "ConnectTimeout=15",
         "ServerAliveInterval=5",
-        "-o",
         "ServerAliveCountMax=4",
-        "-o",
         "LogLevel=ERROR",
-    ]
+    ):
+        command += ["-o", option]
     command += shlex.split(arguments)
+    if login_password:
+        # A wrong password is sent once, and no question about a host's key is answered with it.
+        # Of two values, ssh takes the first: the inventory's own arguments come before these.
+        command += ["-o", "NumberOfPasswordPrompts=1", "-o", "StrictHostKeyChecking=yes"]
     if port is not None:
         command += ["-p", str(port)]
     if key:
@@ -84,9 +95,9 @@ def host_from_inventory(
     if user:
         command += ["-l", user]
     # A remote shell splits the arguments, so they are quoted. It knows the address we come from.
-    sudo = "" if user == "root" else "sudo -S -p '' " if password else "sudo -n "
-    command += [ssh_address or address, f'exec {sudo}env COCO_SSH="$SSH_CONNECTION" {python}']
-    return Host(name, address, tuple(command), password, None, peer_port)
+    become = "" if user == "root" else f"{shlex.join(sudo)} "
+    command += [ssh_address or address, f'exec {become}env COCO_SSH="$SSH_CONNECTION" {python}']
+    return Host(name, address, tuple(command), password, None, peer_port, login_password)
 
 
 def control_machine(address: str = "") -> Host:
@@ -129,6 +140,28 @@ def python_command(host: Host, program: str) -> list[str]:
     return [*host.command, *options]
 
 
-def agent_environment() -> dict[str, str]:
-    """Return this process's environment without settings of its memory allocator."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+@contextlib.contextmanager
+def agent_environment(host: Host) -> Iterator[dict[str, str]]:
+    """Yield the environment in which the host's command is started.
+
+    It is this process's, without settings of its memory allocator. If ssh needs a password, it gets
+    it from `askpass.sh`, which reads it from this process's memory while the context lasts: neither
+    arguments, environment nor a file on a disk contain it.
+    """
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")
+    }
+    if host.login_password is None:
+        yield environment
+        return
+    memory = os.memfd_create("password")
+    try:
+        os.write(memory, host.login_password.encode())
+        yield environment | {
+            "SSH_ASKPASS": str(Path(__file__).with_name("askpass.sh")),
+            "SSH_ASKPASS_REQUIRE": "force",
+            "DISPLAY": environment.get("DISPLAY", ":none"),  # Older versions ask only if it is set.
+            "COCO_PASSWORD": f"/proc/{os.getpid()}/fd/{memory}",
+        }
+    finally:
+        os.close(memory)
