@@ -23,7 +23,10 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 README_LINES = 150
 
 # Options of other programs that the pages name without their command.
-FOREIGN_OPTIONS = {"--ask-become-pass", "--check", "--logdir"}
+FOREIGN_OPTIONS = {
+    *("--ask-become-pass", "--ask-pass", "--become-password-file", "--check", "--logdir"),
+    *("--private-key", "--user"),
+}
 # Our own commands that a line of a page or of the Makefile may run.
 COMMAND = re.compile(
     r"(?P<script>experiments/\w+\.py|ansible/commands/\w+\.py(?: [a-z][a-z-]*)?)"
