@@ -22,6 +22,7 @@ PACKAGES = [
     "nfs-common",
     "nfs-kernel-server",
     "python3-apt",
+    "python3-debian",
     "python3-libtorrent",
     "python3-requests",
 ]
