@@ -146,6 +146,11 @@ cluster-remove: setup ## Take a host out of the cluster and clean it up (HOST= I
 	$(call need,HOST,HOST=node2)
 	@$(call on_hosts,remove,--host "$(HOST)")
 
+.PHONY: cluster-certificates
+cluster-certificates: setup ## Renew certificates (DAYS= NEW_AUTHORITY=yes INVENTORY= LIMIT= ARGS=)
+	@$(call on_hosts,certificates,$(limited) $(if $(DAYS),--days "$(DAYS)") \
+	    $(if $(filter yes,$(NEW_AUTHORITY)),--new-authority))
+
 .PHONY: cluster-upgrade
 cluster-upgrade: setup ## Upgrade to this repository's versions (INVENTORY= LIMIT= ARGS=)
 	@$(call on_hosts,upgrade,$(limited))
@@ -245,7 +250,7 @@ test-sync: setup ## Test coco-sync between hosts in namespaces, with kills (COCO
 
 .PHONY: test-cluster
 test-cluster: setup ## Run the tests that need Docker and Determined's images (TESTS=)
-	@$(PY) -m pytest -m cluster $(or $(TESTS),tests/system/cluster)
+	@$(PY) -m pytest -m cluster $(or $(TESTS),tests/system/cluster tests/system/master)
 
 .PHONY: test-hosts
 test-hosts: setup ## Test a cluster on hosts (TEST_HOSTS_PROXY= TEST_HOSTS_BUNDLE= TEST_HOSTS_IMAGE=)

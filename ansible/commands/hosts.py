@@ -113,6 +113,38 @@ def remove(host: Host = "", inventory: Inventory = DEFAULT_INVENTORY, extra: Ext
 
 
 @app.command()
+def certificates(
+    days: Annotated[
+        int | None,
+        typer.Option(
+            help="Renew those that end within this many days; default: the setting "
+            "certificates_renew_days, 60",
+            envvar="DAYS",
+            min=0,
+        ),
+    ] = None,
+    new_authority: Annotated[
+        bool,
+        typer.Option(
+            "--new-authority",
+            help="Give all agents certificates of a new authority, so that none that was made "
+            "earlier lets anyone register as an agent",
+        ),
+    ] = False,
+    inventory: Inventory = DEFAULT_INVENTORY,
+    limit: Limit = "",
+    extra: Extra = None,
+) -> None:
+    """Renew the certificates of master and agents; trials go on."""
+    if new_authority and limit:
+        raise CommandError("a new authority is for all agents: leave out LIMIT=")
+    variables: dict[str, object] = {"certificates_new_agents_authority": new_authority}
+    if days is not None:
+        variables["certificates_renew_days"] = days
+    raise typer.Exit(run("certificates", inventory, limit=limit, variables=variables, extra=extra))
+
+
+@app.command()
 def down(
     inventory: Inventory = DEFAULT_INVENTORY,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask")] = False,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -44,7 +45,7 @@ def doctor_checks(
     Args:
         hosts: gather_state_hosts of the role gather_state.
         status: The same hosts as cluster_status presents them.
-        measurements: doctor_measurements of the role doctor: host -> tls, certificate, daemon,
+        measurements: doctor_measurements of the role doctor: host -> tls, certificates, daemon,
             read, storage, all_reduce.
         settings: doctor_settings of the role doctor.
     """
@@ -59,6 +60,7 @@ def doctor_checks(
         found += daemon_settings.daemon_checks(measured["daemon"], host)
         found += _units(host, rows[host], settings)
         found += _tls(host, measured)
+        found += _certificates(host, measured, settings)
         found += _database(host, state)
         found += _image(host, rows[host], state, settings)
         if state["agent"]:
@@ -108,9 +110,8 @@ def _units(host: str, row: Mapping[str, Any], settings: Mapping[str, Any]) -> li
 
 
 def _tls(host: str, measured: Mapping[str, Any]) -> list[Check]:
-    answer, certificate = measured["tls"], measured["certificate"]
+    answer = measured["tls"]
     trusted = answer.get("status") == 200
-    stays_valid = bool((certificate.get("valid_at") or {}).get("soon"))
     return [
         checks.check(
             host,
@@ -118,15 +119,38 @@ def _tls(host: str, measured: Mapping[str, Any]) -> list[Check]:
             trusted,
             "trusted" if trusted else str(answer.get("msg", "no answer")),
             "run make cluster-up, which renews certificates; if refused, check client_networks",
-        ),
-        checks.check(
-            host,
-            "certificate",
-            stays_valid,
-            f"valid until {certificate.get('not_after', 'unknown')}",
-            "run make cluster-up, which renews certificates that expire soon",
-        ),
+        )
     ]
+
+
+def _certificates(
+    host: str, measured: Mapping[str, Any], settings: Mapping[str, Any]
+) -> list[Check]:
+    """Report how long each certificate of the host is valid, and those that end soon."""
+    found = []
+    for result in measured["certificates"]:
+        certificate = result["item"]
+        remedy = "run make cluster-certificates, which renews it while trials go on"
+        if certificate["file"] == "ca":
+            remedy = (
+                f"when no trial runs, delete {settings['secrets']}/ca.key and run "
+                "make cluster-certificates, which makes a new one"
+            )
+        elif certificate["file"] == "agents-ca":
+            remedy = "run make cluster-certificates NEW_AUTHORITY=yes"
+        valid = bool((result.get("valid_at") or {}).get("soon"))
+        end = _remaining(result["not_after"]) if "not_after" in result else "missing or unreadable"
+        found.append(checks.check(host, certificate["name"], valid, end, remedy))
+    return found
+
+
+def _remaining(end: str) -> str:
+    """Describe the end of a certificate, given as YYYYMMDDhhmmssZ."""
+    ends = datetime.strptime(end, "%Y%m%d%H%M%SZ").replace(tzinfo=UTC)
+    days = (ends - datetime.now(UTC)).days
+    return (
+        f"valid until {ends:%Y-%m-%d}, {days} more days" if days >= 0 else f"ended {ends:%Y-%m-%d}"
+    )
 
 
 def _database(host: str, state: Mapping[str, Any]) -> list[Check]:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from datetime import UTC, datetime, timedelta
 from types import ModuleType
 from typing import Any
 
@@ -24,8 +25,20 @@ DOCTOR_SETTINGS = {
     "storage_location": "/mnt/shared",
     "storage_remedy": "mount the same storage there",
     "data_path": "/data/coco",
+    "secrets": "/project/.secrets/main",
     "services": SERVICES,
     "host": {**SETTINGS, "ports": {}},
+}
+
+
+CERTIFICATES = {
+    "node1": {
+        "hosts/node1": "certificate",
+        "master": "certificate of the master",
+        "ca": "certificate authority",
+        "agents-ca": "authority of the agents",
+    },
+    "node2": {"hosts/node2": "certificate"},
 }
 
 
@@ -71,7 +84,14 @@ class Cluster:
         self.measurements: dict[str, dict[str, Any]] = {
             name: {
                 "tls": {"status": 200},
-                "certificate": {"valid_at": {"soon": True}, "not_after": "20290101000000Z"},
+                "certificates": [
+                    {
+                        "item": {"file": file, "name": certificate},
+                        "valid_at": {"soon": True},
+                        "not_after": "20990101000000Z",
+                    }
+                    for file, certificate in CERTIFICATES[name].items()
+                ],
                 "daemon": {"changed": False, "installed": True, "userns_remap": ""},
                 "read": {"bytes": 10**9, "seconds": 2.0},
                 "storage": {"rc": 0},
@@ -105,6 +125,26 @@ def test_a_healthy_cluster_passes(cluster: Cluster, doctor: ModuleType, status: 
     messages = {check["message"] for check in found}
     assert "1.2 GB/s over 2 hosts (gloo)" in messages
     assert "500 MB/s uncached, over 1000 MB" in messages
+
+
+def test_the_end_of_every_certificate_is_shown(
+    cluster: Cluster, doctor: ModuleType, status: ModuleType
+) -> None:
+    for result in cluster.measurements["node1"]["certificates"]:
+        result["valid_at"]["soon"] = False
+    soon = datetime.now(UTC) + timedelta(days=20, hours=12)
+    master, authority, agents = cluster.measurements["node1"]["certificates"][1:]
+    master["not_after"] = f"{soon:%Y%m%d%H%M%SZ}"
+    authority["not_after"] = "20200101000000Z"
+    del agents["not_after"]  # The file is missing.
+    found = {check["name"]: check for check in _checks(cluster, doctor, status)[::-1]}
+    ends = f"valid until {soon:%Y-%m-%d}, 20 more days"
+    assert found["certificate of the master"]["message"] == ends
+    assert "make cluster-certificates" in found["certificate of the master"]["remedy"]
+    assert found["certificate authority"]["message"] == "ended 2020-01-01"
+    assert "/project/.secrets/main/ca.key" in found["certificate authority"]["remedy"]
+    assert found["authority of the agents"]["message"] == "missing or unreadable"
+    assert "NEW_AUTHORITY=yes" in found["authority of the agents"]["remedy"]
 
 
 def test_without_this_machines_images_those_of_hosts_must_exist(
@@ -144,8 +184,12 @@ def test_a_master_that_does_not_answer_is_reported(
             [("node2", "TLS to the master")],
         ),
         (
-            lambda c: c.measurements["node2"]["certificate"]["valid_at"].update(soon=False),
+            lambda c: c.measurements["node2"]["certificates"][0]["valid_at"].update(soon=False),
             [("node2", "certificate")],
+        ),
+        (
+            lambda c: [each.pop("valid_at") for each in c.measurements["node1"]["certificates"]],
+            [("node1", name) for name in CERTIFICATES["node1"].values()],
         ),
         (
             lambda c: c.hosts["node2"]["probe"].update(exposed=[{"port": 5432}]),

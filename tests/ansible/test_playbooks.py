@@ -126,6 +126,8 @@ def test_master_configuration(rendered: Path) -> None:
     assert master["db"]["host"] == "127.0.0.1"
     assert master["security"]["tls"]["cert"].endswith("chain.crt")
     assert master["resource_manager"]["require_authentication"] is True
+    # Not the authority that agents and trials trust: this one is replaced if a host is removed.
+    assert master["resource_manager"]["client_ca"].endswith("/agents-ca.crt")
     assert master["checkpoint_storage"]["host_path"] == "/mnt/shared/checkpoints"
     # Shared with the one-machine cluster.
     assert master["feature_switches"] == ["prevent_blank_password"]
