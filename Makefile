@@ -151,6 +151,19 @@ cluster-certificates: setup ## Renew certificates (DAYS= NEW_AUTHORITY=yes INVEN
 	@$(call on_hosts,certificates,$(limited) $(if $(DAYS),--days "$(DAYS)") \
 	    $(if $(filter yes,$(NEW_AUTHORITY)),--new-authority))
 
+.PHONY: cluster-secrets-export
+cluster-secrets-export: setup ## Save secrets, encrypted (OUT=main.age CLUSTER= PASSPHRASE_FILE=)
+	$(call need,OUT,OUT=main.age)
+	@$(PY) ansible/commands/cluster_secrets.py export $(if $(OUT),"$(OUT)") --cluster "$(CLUSTER)" \
+	    $(if $(PASSPHRASE_FILE),--passphrase-file "$(PASSPHRASE_FILE)") $(ARGS)
+
+.PHONY: cluster-secrets-import
+cluster-secrets-import: setup ## Bring saved secrets here (IN=main.age FORCE=yes PASSPHRASE_FILE=)
+	$(call need,IN,IN=main.age)
+	@$(PY) ansible/commands/cluster_secrets.py import $(if $(IN),"$(IN)") \
+	    $(if $(filter yes,$(FORCE)),--force) \
+	    $(if $(PASSPHRASE_FILE),--passphrase-file "$(PASSPHRASE_FILE)") $(ARGS)
+
 .PHONY: cluster-upgrade
 cluster-upgrade: setup ## Upgrade to this repository's versions (INVENTORY= LIMIT= ARGS=)
 	@$(call on_hosts,upgrade,$(limited))

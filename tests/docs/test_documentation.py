@@ -118,9 +118,19 @@ def make_commands(line: str) -> Iterator[tuple[list[str], list[str]]]:
 @functools.cache
 def run_by(target: str) -> list[str]:
     """Our own commands that a target runs."""
-    needed = [f"{name}=x" for name in ("EXPERIMENT", "EXPERIMENTS", "CHECKPOINT", "IMAGES", "DATA")]
+    names = (
+        "EXPERIMENT",
+        "EXPERIMENTS",
+        "CHECKPOINT",
+        "IMAGES",
+        "DATA",
+        "HOST",
+        "FILE",
+        "IN",
+        "OUT",
+    )
     printed = subprocess.run(
-        ["make", "--no-print-directory", "--dry-run", target, *needed, "HOST=x", "FILE=x"],
+        ["make", "--no-print-directory", "--dry-run", target, *(f"{name}=x" for name in names)],
         cwd=ROOT,
         capture_output=True,
         text=True,
