@@ -14,6 +14,9 @@ main), with mode 600:
 as written by `make coco-sync`:
 
     /data/coco: 44c949...
+
+`NAME.login` holds how this machine logs in to the master's host, without passwords, in case it
+reaches the master's port only by SSH.
 """
 
 import contextlib
@@ -22,6 +25,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import requests
 import yaml
@@ -30,7 +34,10 @@ from determined.common.api import authentication, certs
 from determined.experimental import Determined
 
 from cluster.errors import ClusterError
+from cluster.tunnel import reachable_address
+from cocodata.errors import DatasetError
 from cocodata.files import write_atomically
+from cocodata.sync.hosts import Host, read_hosts
 from experiments.runtime.determined_internals import client_of
 from tools.secrets_folder import SECRETS, protect_secrets
 
@@ -53,14 +60,32 @@ class MasterConnection:
     versions: Mapping[str, str] = field(default_factory=dict)
     # Where the password was read from; None for the connection file.
     password_file: Path | None = None
+    # The master's host; None if this machine needs no SSH to reach the master.
+    login_host: Host | None = None
+
+    @property
+    def address(self) -> str:
+        """The address at which this machine reaches the master, maybe of a tunnel to it.
+
+        Raises:
+            ClusterError: The master's host refuses the login.
+        """
+        return reachable_address(self.master, self.login_host)
+
+    @property
+    def certificate_name(self) -> str | None:
+        """The name in the master's certificate, where it is not the address."""
+        return None if self.address == self.master else urlsplit(self.master).hostname
 
     def environment(self) -> dict[str, str]:
         """Return the environment variables with which `det` talks to this cluster."""
-        variables = {"DET_MASTER": self.master, "DET_USER": self.user, "DET_PASS": self.password}
+        variables = {"DET_MASTER": self.address, "DET_USER": self.user, "DET_PASS": self.password}
         if self.certificate:
             variables["DET_MASTER_CERT_FILE"] = self.certificate
             # If one of these is set, requests ignores the certificate that Determined passes.
             variables["REQUESTS_CA_BUNDLE"] = variables["CURL_CA_BUNDLE"] = self.certificate
+        if self.certificate_name:
+            variables["DET_MASTER_CERT_NAME"] = self.certificate_name
         return variables
 
     def session(self) -> api.Session:
@@ -72,9 +97,13 @@ class MasterConnection:
         logging.getLogger("determined").setLevel(logging.WARNING)
         if self.certificate:
             os.environ.update(self.environment())
-        cert = certs.default_load(self.master, explicit_path=self.certificate)
+        cert = certs.default_load(
+            self.address,
+            explicit_path=self.certificate,
+            explicit_cert_name=self.certificate_name,
+        )
         with translate_errors(self):
-            return authentication.login(self.master, self.user, self.password, cert=cert)
+            return authentication.login(self.address, self.user, self.password, cert=cert)
 
     def login(self) -> Determined:
         """Log in to the master; return Determined's client.
@@ -94,9 +123,13 @@ def _versions_file(name: str) -> Path:
     return FOLDER / f"{name}.versions"
 
 
+def _login_file(name: str) -> Path:
+    return FOLDER / f"{name}.login"
+
+
 def delete_connection(name: str) -> None:
-    """Delete a cluster's connection and versions files."""
-    for file in (connection_file(name), _versions_file(name)):
+    """Delete a cluster's files."""
+    for file in (connection_file(name), _versions_file(name), _login_file(name)):
         file.unlink(missing_ok=True)
 
 
@@ -119,9 +152,11 @@ def load_connection(name: str) -> MasterConnection:
     content = yaml.safe_load(file.read_text())
     versions = _versions_file(name)
     known = yaml.safe_load(versions.read_text()) if versions.is_file() else {}
+    login = _login_file(name)
     try:
-        return MasterConnection(name=name, versions=known, **content)
-    except TypeError as error:
+        host = read_hosts(login)[0] if login.is_file() else None
+        return MasterConnection(name=name, versions=known, login_host=host, **content)
+    except (TypeError, DatasetError) as error:
         remedy = "make local-up" if name == "local" else "make cluster-up"
         raise ClusterError(
             f"{file} is not a valid connection file ({error}); {remedy} rewrites it"
@@ -131,8 +166,8 @@ def load_connection(name: str) -> MasterConnection:
 def save_connection(connection: MasterConnection) -> Path:
     """Write a cluster's files with mode 600; return the path of the connection file."""
     content = {key: value for key, value in asdict(connection).items() if value is not None}
-    del content["name"]
-    content.pop("password_file", None)
+    for key in ("name", "password_file", "login_host"):
+        content.pop(key, None)
     write_secret(_versions_file(connection.name), yaml.safe_dump(dict(content.pop("versions"))))
     file = connection_file(connection.name)
     write_secret(file, yaml.safe_dump(content, sort_keys=False))

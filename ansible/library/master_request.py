@@ -152,7 +152,12 @@ def perform(login: dict[str, str], requests: dict[str, Any], *, check: bool) -> 
         RequestError: The login was refused, or a request failed.
     """
     allowed, method = requests["status"], requests["method"]
-    master = Master(login["url"], login["authority"])
+    try:
+        master = Master(login["url"], login["authority"])
+    except OSError as error:
+        raise RequestError(
+            f"{login['authority']} cannot be read ({error.strerror}): run make cluster-up"
+        ) from error
     status = master.log_in(login["user"], login["password"])
     if status != HTTPStatus.OK:
         if HTTPStatus.UNAUTHORIZED in allowed:

@@ -10,16 +10,22 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from cocodata.errors import DatasetError
 from cocodata.sync.connection import AgentConnection, HostFailedError
+from cocodata.sync.forward import Forward, answers
 from cocodata.sync.hosts import Host
+
+_Peer = TypeVar("_Peer")
 
 _NEIGHBOURS = 48  # Connections that a host opens; enough for any number of hosts.
 _SEEDERS = 8  # Hosts that prepare pieces to send.
 _STALL_TIMEOUT = 90.0  # Seconds without a byte after which a host has failed.
+_DIRECT_SECONDS = 3.0  # How long a connection to a host may take before SSH is tried.
 _POLL = 0.1
+# Whether a host has an IPv6 address -> its loopback address.
+_LOOPBACK = {False: "127.0.0.1", True: "::1"}
 
 
 @dataclass
@@ -99,6 +105,7 @@ class Exchange:
         self._show = show
         self._limit = limit
         self._seen_from: set[str] = set()
+        self._forwards: list[Forward] = []
 
     def alive(self) -> list[AgentConnection]:
         """Return the connections to the hosts that have not failed."""
@@ -156,7 +163,9 @@ class Exchange:
         others = [c for c in self.alive() if c.host.name not in wanted]
         members = self.alive() if seeding is None else [c for c in self.alive() if c not in others]
         await self._open_source()
-        allowed = sorted({*addresses.values(), *self._own_addresses(addresses.values())})
+        own_addresses = self._own_addresses(addresses.values())
+        # What is forwarded by SSH comes from a host's loopback interface.
+        allowed = sorted({*addresses.values(), *own_addresses, *_LOOPBACK.values()})
         common = {**arguments, "allowed": allowed, "limit": self._limit}
         peers = [(addresses[c.host.name], c.host.port) for c in members]
 
@@ -182,7 +191,8 @@ class Exchange:
         try:
             # The source connects to the hosts, so they need not be able to reach it.
             listening = _listening(source.host, next(iter(addresses.values()), ""))
-            await source.request("join", **common, peers=_choose_peers(peers, 0), **listening)
+            reached = await self._reach([c for c in members if c.failure is None], addresses)
+            await source.request("join", **common, peers=reached, **listening)
         except HostFailedError as error:
             raise DatasetError(f"this machine cannot send: {error}") from None
         seeders = others[:_SEEDERS] if seeding is not None else []
@@ -199,6 +209,36 @@ class Exchange:
                 self.result.hosts[name].changes.append(received)
 
         await self.each([c for c in [*members, *seeders] if c.failure is None], leave)
+
+    async def _reach(
+        self, members: Sequence[AgentConnection], addresses: Mapping[str, str]
+    ) -> list[tuple[str, int]]:
+        """Return where the source connects to: to hosts, or to their ports forwarded by SSH.
+
+        Raises:
+            HostFailedError: there is no way to any host.
+        """
+        chosen = _choose_peers(members, 0)
+        failures = []
+
+        async def reach(connection: AgentConnection) -> tuple[str, int] | None:
+            host, address = connection.host, addresses[connection.host.name]
+            if await asyncio.to_thread(answers, address, host.port, _DIRECT_SECONDS):
+                return address, host.port
+            try:
+                loopback = _LOOPBACK[":" in address]
+                forward = await asyncio.to_thread(Forward, host, loopback, host.port)
+            except DatasetError as error:
+                failures.append(f"{host.name} at {address}:{host.port} (by SSH: {error})")
+                return None
+            self._forwards.append(forward)
+            return _LOOPBACK[False], forward.port
+
+        found = await asyncio.gather(*map(reach, chosen))
+        peers = [peer for peer in found if peer is not None]
+        if chosen and not peers:
+            raise HostFailedError(f"it does not reach {'; '.join(failures[:3])}")
+        return peers
 
     def _record_failures(self) -> None:
         for connection in self.connections:
@@ -234,7 +274,16 @@ class Exchange:
         text = f"no data arrived for {_STALL_TIMEOUT:.0f} s, with {peers} hosts connected. "
         if self._source.failure is not None:
             return f"{text}This machine stopped sending: {self._source.failure}"
-        return f"{text}Is TCP port {connection.host.port} open between the hosts?"
+        host = connection.host
+        return (
+            f"{text}Can {host.name} ({host.address}) reach TCP port {host.port} of "
+            f"{self._others_than(host)}, and they its?"
+        )
+
+    def _others_than(self, host: Host) -> str:
+        others = [c.host for c in self.connections if c.host.name != host.name]
+        names = [f"{other.name} ({other.address})" for other in others[:3]]
+        return ", ".join(names + (["the other hosts"] if len(others) > 3 else [])) or "this machine"
 
     async def _resolve(self) -> dict[str, str]:
         """Return the hosts' IP addresses; a host whose name does not resolve fails."""
@@ -268,6 +317,8 @@ class Exchange:
     async def close(self) -> None:
         """End all agents."""
         self._record_failures()
+        for forward in self._forwards:
+            forward.close()
         everyone = [*self.connections, self._source]
         await asyncio.gather(*(connection.close() for connection in everyone))
 
@@ -280,7 +331,7 @@ def _listening(host: Host, address: str) -> dict[str, str]:
     return {"listen": f"{host.listen}:{host.port}", "outgoing": host.listen}
 
 
-def _choose_peers(peers: Sequence[tuple[str, int]], seed: int) -> list[tuple[str, int]]:
+def _choose_peers(peers: Sequence[_Peer], seed: int) -> list[_Peer]:
     """Choose which peers a host connects to; the others connect to it."""
     if len(peers) <= _NEIGHBOURS:
         return list(peers)
