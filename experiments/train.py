@@ -24,6 +24,7 @@ from cocodata import DatasetError  # noqa: E402
 from experiments.checkpoints.contents import CheckpointError  # noqa: E402
 from experiments.input import SampleError  # noqa: E402
 from experiments.runtime.devices import DeviceError, require_usable_gpus  # noqa: E402
+from experiments.runtime.interface import use_trial_interface  # noqa: E402
 from experiments.runtime.process import prepare_process  # noqa: E402
 from experiments.settings.experiment import load_config  # noqa: E402
 from experiments.settings.hparams import HParamError  # noqa: E402
@@ -45,6 +46,7 @@ USER_ERRORS = (
 def train(home: RunHome) -> None:
     """Train a run from its starting point to its last batch."""
     seed = home.config.hparams.seed
+    use_trial_interface()
     prepare_process(seed)
     with home.open() as context:
         start = home.starting_point(context)

@@ -136,8 +136,10 @@ def _memory(probe: Mapping[str, Any], host: str, settings: Mapping[str, Any]) ->
 
 
 def _disks(probe: Mapping[str, Any], host: str, settings: Mapping[str, Any]) -> list[Check]:
+    # daemon.json knows better than the setting.
+    docker_data = probe["docker"].get("data_root") or settings["docker_data"]
     wanted = [
-        ("disk for images", settings["docker_data"], settings["image_disk_gb"], "image_disk_gb"),
+        ("disk for images", docker_data, settings["image_disk_gb"], "image_disk_gb"),
         ("disk for data", settings["coco_store"], settings["data_disk_gb"], "data_disk_gb"),
     ]
     checks = []

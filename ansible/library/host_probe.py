@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import platform
@@ -31,6 +32,11 @@ options:
     description: TCP ports that this host must be able to reach, as name, address and port.
     type: list
     elements: dict
+    default: []
+  names:
+    description: Names and addresses of hosts; those that this host takes for itself are wanted.
+    type: list
+    elements: str
     default: []
   data:
     description: The folder of a data set whose version is wanted.
@@ -121,6 +127,19 @@ def gpus() -> dict[str, Any]:
     }
 
 
+def interfaces() -> dict[str, list[str]]:
+    """Return the addresses of each network interface."""
+    try:
+        listed = json.loads(_output("ip", "-json", "address") or "[]")
+    except ValueError:
+        listed = []
+    return {
+        each["ifname"]: [address["local"] for address in each["addr_info"] if "local" in address]
+        for each in listed
+        if "ifname" in each
+    }
+
+
 def listening_ports() -> list[int]:
     """Return the TCP ports that something listens on."""
     ports: set[int] = set()
@@ -132,11 +151,11 @@ def listening_ports() -> list[int]:
     return sorted(ports)
 
 
-def docker() -> dict[str, str | None]:
-    """Return the kind and version of the installed Docker."""
+def docker() -> dict[str, Any]:
+    """Return the kind and version of the installed Docker, its data's folder and whose it is."""
     found = shutil.which("docker", path="/usr/bin:/usr/local/bin:/bin:/snap/bin")
     if found is None:
-        return {"kind": None, "version": None}
+        return {"kind": None, "version": None, "data_root": None, "rootless": rootless_user()}
     version = _output(found, "--version") or ""
     kind = "docker"
     if found.startswith("/snap/") or "/snap" in str(Path(found).resolve()):
@@ -145,7 +164,45 @@ def docker() -> dict[str, str | None]:
         kind = "podman"
     words = version.replace(",", " ").split()
     number = words[words.index("version") + 1] if "version" in words else None
-    return {"kind": kind, "version": number}
+    return {
+        "kind": kind,
+        "version": number,
+        "data_root": data_root(),
+        "rootless": rootless_user(),
+    }
+
+
+def data_root() -> str | None:
+    """Return the folder that daemon.json gives Docker for its images, or None for the usual one."""
+    try:
+        settings = json.loads(_read("/etc/docker/daemon.json") or "{}")
+    except ValueError:
+        return None  # Another check reports it.
+    return settings.get("data-root") if isinstance(settings, dict) else None
+
+
+def rootless_user(processes: Path = Path("/proc")) -> int | None:
+    """Return the number of a user who runs a Docker engine, if root runs none."""
+    users = []
+    for name in processes.glob("[0-9]*/comm"):
+        if _read(name).strip() == "dockerd":
+            try:
+                users.append(name.stat().st_uid)
+            except OSError:
+                continue  # It has ended.
+    return users[0] if users and 0 not in users else None
+
+
+def home_file_system() -> str:
+    """Return the type of the file system with the user's home directory."""
+    home = os.path.realpath(os.path.expanduser("~"))  # noqa: PTH111
+    found = ("", "")
+    for line in _read("/proc/self/mounts").splitlines():
+        _, where, kind, *_ = line.split()
+        inside = home == where or home.startswith(where.rstrip("/") + "/")
+        if inside and len(where) >= len(found[0]):
+            found = (where, kind)
+    return found[1]
 
 
 def reach(peer: dict[str, Any]) -> dict[str, Any] | None:
@@ -155,6 +212,15 @@ def reach(peer: dict[str, Any]) -> dict[str, Any] | None:
             return None
     except OSError as error:
         return {**peer, "error": str(error), "resolved": not isinstance(error, socket.gaierror)}
+
+
+def is_loopback(name: str) -> bool:
+    """Return whether a name leads to this host's loopback interface, as in Debian's /etc/hosts."""
+    try:
+        answers = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return False
+    return any(ipaddress.ip_address(str(each[4][0]).split("%")[0]).is_loopback for each in answers)
 
 
 def data_set(folder: str | None) -> dict[str, str | None]:
@@ -180,6 +246,7 @@ def main() -> None:
         argument_spec={
             "paths": {"type": "list", "elements": "str", "default": []},
             "peers": {"type": "list", "elements": "dict", "default": []},
+            "names": {"type": "list", "elements": "str", "default": []},
             "data": {"type": "str"},
             "closed": {"type": "list", "elements": "dict", "default": []},
             "reference_time": {"type": "float", "required": True},
@@ -192,6 +259,8 @@ def main() -> None:
         closed = module.params["closed"]
         tried = zip(closed, pool.map(reach, closed), strict=True)
         exposed = [port for port, error in tried if error is None]
+    engine = docker()
+    paths = [*module.params["paths"], *filter(None, [engine["data_root"]])]
     module.exit_json(
         changed=False,
         probe={
@@ -200,12 +269,16 @@ def main() -> None:
             "cpus": os.cpu_count(),
             "memory": memory_bytes(),
             "clock_offset": offset,
-            "disks": {path: disk(path) for path in module.params["paths"]},
+            "disks": {path: disk(path) for path in paths},
             "gpus": gpus(),
+            "interfaces": interfaces(),
             "ports": listening_ports(),
-            "docker": docker(),
+            "docker": engine,
+            "selinux": _read("/sys/fs/selinux/enforce").strip() == "1",
+            "home": home_file_system(),
             "unreachable": unreachable,
             "exposed": exposed,
+            "loopback": [name for name in module.params["names"] if is_loopback(name)],
             "data": data_set(module.params["data"]),
             "units": unit_states(),
             "provisioned": Path("/etc/determined").is_dir(),

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 import bundle_packages
+from experiments.runtime import interface
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -179,12 +180,28 @@ def test_agents_have_gpus_or_cpu_slots(rendered: Path) -> None:
 
 
 def test_the_network_interface_of_trials_is_configurable(rendered: Path) -> None:
-    def interface(host: str) -> object:
-        master = _yaml(rendered, "mount", host, "master.yaml")
-        return master["task_container_defaults"].get("dtrain_network_interface")
+    """Each agent's host has its name in a file, which a hook of the containers reads."""
+    # One host of the inventory has the setting.
+    defaults = _yaml(rendered, "mount", "plain", "master.yaml")["task_container_defaults"]
+    (mounted,) = defaults["bind_mounts"]
+    assert mounted["host_path"] == "/etc/determined/trial-interface"
+    assert mounted["container_path"] == str(interface.FILE)
+    assert "dtrain_network_interface" not in defaults
+    script = (
+        defaults["startup_hook"] + '\necho "$DET_INTER_NODE_NETWORK_INTERFACE $NCCL_SOCKET_IFNAME"'
+    )
 
-    assert interface("plain") is None
-    assert interface("shut") == "eth1"
+    def started(content: str | None) -> str:
+        file = rendered / "interface"
+        file.unlink(missing_ok=True)
+        if content is not None:
+            file.write_text(content)
+        hook = script.replace(mounted["container_path"], str(file))
+        return _run("bash", "-euo", "pipefail", "-c", f"set +u; {hook}").stdout.strip()
+
+    assert started("eth1\n") == "eth1 =eth1"
+    assert started("\n") == ""
+    assert started(None) == ""
 
 
 def test_the_firewall_admits_only_the_configured_networks(rendered: Path) -> None:

@@ -1,7 +1,8 @@
 """Measures an all-reduce between hosts, one process per host, and prints a line of JSON.
 
 Uses NCCL where every host has a GPU, otherwise Gloo. Reads RANK, WORLD_SIZE, MASTER_ADDR,
-MASTER_PORT and ADDRESS (this host's own address) from the environment.
+MASTER_PORT, ADDRESS (this host's own address) and INTERFACE (that of trials, if it is chosen) from
+the environment.
 """
 
 import json
@@ -20,7 +21,8 @@ REPEATS = 5
 def main() -> None:
     """Print backend, seconds of one all-reduce, and the bus bandwidth in GB/s."""
     for name, addresses in psutil.net_if_addrs().items():
-        if any(address.address == os.environ["ADDRESS"] for address in addresses):
+        own = any(address.address == os.environ["ADDRESS"] for address in addresses)
+        if name == os.environ["INTERFACE"] or (own and not os.environ["INTERFACE"]):
             # Otherwise Gloo uses the address of the host name, which may be a loopback address.
             os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = name
     gpus = torch.cuda.is_available() and dist.is_nccl_available()
