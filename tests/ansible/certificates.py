@@ -24,6 +24,8 @@ class Certificates:
         self.installed = folder / "hosts"
         self.installed.mkdir(parents=True)
         self.inventory = folder / "hosts.yml"
+        # What Ansible printed the last time.
+        self.output = ""
         agents = {f"node{n}": {"cluster_address": f"10.0.0.{n}"} for n in (1, 2)}
         settings = {
             "ansible_connection": "local",
@@ -50,6 +52,7 @@ class Certificates:
         }
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == SUCCESS, done.stdout + done.stderr
+        self.output = done.stdout + done.stderr
         found = re.findall(r"^(\S+) +: ok=\d+ +changed=(\d+)", done.stdout, re.MULTILINE)
         return {host: int(count) for host, count in found}
 

@@ -18,7 +18,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     if shutil.which("openssl") is None:
         pytest.skip("openssl is not installed")
     certificates = Certificates(tmp_path_factory.mktemp("certificates"))
-    certificates.run()
+    certificates.run("-vvv", "--diff")
     return certificates
 
 
@@ -48,6 +48,14 @@ def test_agents_and_master_have_certificates_of_different_authorities(made: Cert
     assert "IP Address:10.0.0.1" in text
     # Trials trust the chain, so the authority is in it.
     assert (made.secrets / "ca.crt").read_text().strip() in chain.read_text()
+
+
+def test_no_key_is_shown(made: Certificates) -> None:
+    assert "agents-ca.crt" in made.output
+    keys = list(made.secrets.rglob("*.key"))
+    assert len(keys) == 5
+    for key in keys:
+        assert key.read_text().splitlines()[1] not in made.output
 
 
 def test_each_host_has_only_its_own_keys(made: Certificates) -> None:

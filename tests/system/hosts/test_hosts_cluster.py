@@ -27,6 +27,7 @@ from tests import object_store as object_stores
 from tests.images import why_missing
 from tests.system.hosts import hosts as test_hosts
 from tests.system.hosts.testing import (
+    AGENT_STARTED,
     NAME,
     ROOT,
     TOKEN,
@@ -34,12 +35,15 @@ from tests.system.hosts.testing import (
     assert_clean,
     busy_agent,
     changed_tasks,
+    not_for,
     on_host,
+    registers,
     secrets,
     sync,
     train,
     version,
     where_shown,
+    where_stored,
 )
 from tools.versions import read_versions, task_image
 
@@ -95,7 +99,9 @@ def packed(mini_coco: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_up_from_bare_hosts(cluster: Hosts) -> None:
-    cluster.succeed("up")
+    output = cluster.succeed("up", "--", "-vvv", "--diff")
+    found = [*secrets().values(), TOKEN]
+    assert [line for line in output.splitlines() if any(each in line for each in found)] == []
     status = cluster.status()
     assert status["master"]["answers"]
     assert [host["slots"] for host in status["hosts"]] == [2, 2, 2]
@@ -112,12 +118,18 @@ def test_second_converge_changes_nothing(cluster: Hosts) -> None:
 
 def test_secrets_are_shown_nowhere(cluster: Hosts) -> None:
     output = cluster.succeed("up", "--", "-vvv", "--diff")
-    found = secrets()
-    assert len(found) == 3
+    named = secrets()
+    keys = {"ca.key", "agents-ca.key", "master.key", *(f"hosts/host{n}.key" for n in (1, 2, 3))}
+    assert set(named) == {"admin_password", "user_password", "database_password", *keys}
+    found = list(named.values())
     shown = [line for line in output.splitlines() if any(each in line for each in [*found, TOKEN])]
     assert shown == []
     for host in ("host1", "host2", "host3"):
         assert where_shown(host, found) == ""
+        assert where_stored(host, not_for(host, named)) == ""
+    # The search finds what is there.
+    assert "/etc/determined/master.yaml" in where_stored("host1", [named["admin_password"]])
+    assert where_stored("host2", [named["hosts/host2.key"]]) == "/etc/determined/tls/host.key\n"
 
 
 def test_check_mode_on_a_provisioned_cluster(cluster: Hosts) -> None:
@@ -165,18 +177,23 @@ def test_access_without_a_certificate_is_refused(cluster: Hosts) -> None:
     probe = "import socket; socket.create_connection(('10.77.0.11', 5432), 3)"
     refused = ["docker", "exec", "host2", "python3", "-c", probe]
     assert subprocess.run(refused, capture_output=True, check=False).returncode != 0
-    url = "https://10.77.0.11:8443/agents?id=stranger&version=0.38.1&resource_pool=default"
-    upgrade = ["Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13"]
-    headers = [f"--header={header}" for header in (*upgrade, "Sec-WebSocket-Key: AAAA")]
-    ask = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "--http1.1", "--max-time", "5"]
-    answer = subprocess.run(
-        ["docker", "exec", "host2", *ask, "--cacert", "/etc/determined/tls/ca.crt", *headers, url],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert answer.stdout != "101"
+    assert not registers(2)
     assert "stranger" not in json.dumps(cluster.status())
+    assert registers(2, "/etc/determined/tls/host")
+
+
+def test_certificates_are_renewed_while_agents_run(cluster: Hosts) -> None:
+    started = [on_host(number, AGENT_STARTED) for number in (1, 2, 3)]
+    before = secrets()
+    recap = cluster.succeed("certificates", "--days", "10000")
+    assert min(changed_tasks(recap).values()) > 0
+    recap = cluster.succeed("certificates", "--new-authority")
+    assert min(changed_tasks(recap).values()) > 0
+    assert [on_host(number, AGENT_STARTED) for number in (1, 2, 3)] == started
+    changed = {name for name, secret in secrets().items() if before[name] != secret}
+    assert changed == {"agents-ca.key"}
+    cluster.wait_for_slots(6)
+    assert set(changed_tasks(cluster.succeed("up")).values()) == {0}
 
 
 needs_task_image = pytest.mark.skipif(bool(SMALL_IMAGE), reason="TEST_HOSTS_IMAGE cannot train")
@@ -230,8 +247,14 @@ def test_a_host_is_drained_and_removed(cluster: Hosts) -> None:
     cluster.succeed("drain", "--host", "host4")
     (row,) = [host for host in cluster.status()["hosts"] if host["host"] == "host4"]
     assert not row["enabled"]
+    # Someone keeps its key.
+    on_host(4, "cp -r /etc/determined/tls /root/kept")
+    assert registers(4, "/root/kept/host")
     cluster.succeed("remove", "--host", "host4")
     assert_clean("host4")
+    assert not registers(4, "/root/kept/host")
+    assert not (ROOT / f".secrets/{NAME}/hosts/host4.key").exists()
+    assert registers(3, "/etc/determined/tls/host")
     del cluster.agents["host4"]
     cluster.write()
     assert cluster.status()["unknown_agents"] == []

@@ -125,6 +125,31 @@ def on_host(number: int, script: str) -> str:
     return subprocess.run(shell, capture_output=True, text=True, check=True).stdout.strip()
 
 
+# Prints when the agent of a host was started.
+AGENT_STARTED = "systemctl show --property=ActiveEnterTimestampMonotonic determined-agent"
+
+
+def registers(number: int, certificate: str = "") -> bool:
+    """Ask the master from a host to be an agent; return whether it agrees.
+
+    Args:
+        number: The host's number.
+        certificate: Path of a certificate there, without its ending; empty for none.
+    """
+    url = "https://10.77.0.11:8443/agents?id=stranger&version=0.38.1&resource_pool=default"
+    url += "&reconnect=false"
+    upgrade = ["Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13"]
+    headers = [*upgrade, "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="]
+    # The master's certificate is checked elsewhere.
+    ask = ["curl", "-s", "-k", "-o", "/dev/null", "-w", "%{http_code}", "--http1.1", "-m", "3"]
+    ask += [f"--header={header}" for header in headers]
+    ask += ["--cert", f"{certificate}.crt", "--key", f"{certificate}.key"] if certificate else []
+    answer = subprocess.run(
+        ["docker", "exec", f"host{number}", *ask, url], capture_output=True, text=True, check=False
+    )
+    return answer.stdout == "101"
+
+
 def assert_clean(host: str) -> None:
     look = (
         "ls /etc/determined /usr/local/lib/determined /etc/systemd/system/determined-* 2>/dev/null;"
@@ -135,10 +160,47 @@ def assert_clean(host: str) -> None:
     assert subprocess.run(shell, capture_output=True, text=True, check=True).stdout == ""
 
 
-def secrets() -> list[str]:
-    """Return the passwords that were generated for the cluster."""
+def secrets() -> dict[str, str]:
+    """Return what was generated for the cluster: passwords, and a secret line of each key.
+
+    The names are those of the files in .secrets, such as admin_password and hosts/host1.key.
+    """
     folder = ROOT / ".secrets" / NAME
-    return [file.read_text().strip() for file in sorted(folder.glob("*_password"))]
+    found = {}
+    for file in (*sorted(folder.glob("*_password")), *sorted(folder.rglob("*.key"))):
+        lines = file.read_text().splitlines()
+        # A key's file has a line before it, and it fills more than one.
+        found[str(file.relative_to(folder))] = lines[0 if len(lines) == 1 else 1]
+    return found
+
+
+# What each host needs, in files that only root can read.
+NEEDED = {"host1": {"admin_password", "database_password", "master.key"}}
+
+
+def not_for(host: str, secrets: dict[str, str]) -> list[str]:
+    """Return the secrets that must not be on a host at all."""
+    needed = NEEDED.get(host, set()) | {f"hosts/{host}.key"}
+    return [secret for name, secret in secrets.items() if name not in needed]
+
+
+def where_stored(host: str, secrets: list[str]) -> str:
+    """Return the files of a host with one of the secrets, whoever can read them.
+
+    Of Docker's files only those of the last day: those of images are older, and large.
+    """
+    look = """
+        umask 077
+        cat >/run/secrets
+        search() { xargs -0 --no-run-if-empty grep --fixed-strings --file=/run/secrets \
+            --files-with-matches --no-messages; }
+        find / /tmp /run /mnt/shared -xdev -type f ! -path /run/secrets -print0 | search
+        find /var/lib/docker -xdev -type f -newermt '1 day ago' -print0 | search
+        rm /run/secrets
+    """
+    shell = ["docker", "exec", "--interactive", host, "sh", "-c", look]
+    text = "\n".join(secrets) + "\n"
+    return subprocess.run(shell, input=text, capture_output=True, text=True, check=True).stdout
 
 
 def where_shown(host: str, secrets: list[str]) -> str:
