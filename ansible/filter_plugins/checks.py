@@ -46,7 +46,7 @@ def host_checks(probe: Mapping[str, Any], host: str, settings: Mapping[str, Any]
         host: The host's name in the inventory.
         settings: host_requirements (group_vars/all/derived.yml), and nvidia_driver_package, ports
             (setting -> number of each port that must be free) and may_become (whether the user may
-            become root).
+            become root) and become_error (why not).
     """
     evaluate: Iterable[Callable[..., list[Check]]] = (
         _system,
@@ -94,13 +94,15 @@ def _system(probe: Mapping[str, Any], host: str, settings: Mapping[str, Any]) ->
 def _privileges(probe: Mapping[str, Any], host: str, settings: Mapping[str, Any]) -> list[Check]:
     del probe
     may = settings["may_become"]
+    error = f"({settings['become_error']})" if settings.get("become_error") else ""
     return [
         check(
             host,
             "privileges",
             may,
-            "may become root" if may else "the user may not become root",
-            "let the user use sudo, and give its password with ARGS=--ask-become-pass",
+            "may become root" if may else f"the user may not become root {error}".strip(),
+            "let the user use sudo, and give its password with ARGS=--ask-become-pass or "
+            "ansible_become_password",
         )
     ]
 
