@@ -41,7 +41,11 @@ Extra = Annotated[
 @app.command()
 def up(inventory: Inventory = DEFAULT_INVENTORY, limit: Limit = "", extra: Extra = None) -> None:
     """Create a cluster of the hosts, or update it to the inventory and versions."""
-    raise typer.Exit(run("site", inventory, limit=limit, extra=extra))
+    status = run("site", inventory, limit=limit, extra=extra)
+    if limit and status == 0:
+        # The other hosts admit new ones.
+        status = run("members", inventory, extra=extra)
+    raise typer.Exit(status)
 
 
 @app.command()

@@ -55,8 +55,12 @@ def _condition(host: dict[str, Any]) -> str:
     ]
     if broken:
         return f"[red]failed: {', '.join(broken)}[/]"
-    if "agent" not in host["roles"]:
-        return "up"
+    if host["firewall"] not in (None, "in force"):
+        return f"[red]firewall {escape(host['firewall'])}[/]"
+    return _agent_condition(host) if "agent" in host["roles"] else "up"
+
+
+def _agent_condition(host: dict[str, Any]) -> str:
     if not host["connected"]:
         return "[red]agent away[/]"
     if host["draining"]:

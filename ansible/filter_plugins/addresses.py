@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 
@@ -19,34 +19,14 @@ def subject_names(hosts: Iterable[str]) -> list[str]:
 
 
 def networks_of(networks: Iterable[str], version: int) -> list[str]:
-    """Return the networks of one IP version, each as CIDR.
+    """Return the networks of one IP version, each as CIDR and none within another.
 
     Raises:
         ValueError: One of them is not a network.
     """
     parsed = [ipaddress.ip_network(network, strict=False) for network in networks]
-    return [str(network) for network in dict.fromkeys(parsed) if network.version == version]
-
-
-def own_networks(facts: Mapping[str, Any], address: str) -> list[str]:
-    """Return the networks through which the cluster reaches a host, as CIDR.
-
-    Usually one: that of the interface that has the host's address in the cluster. If none has it (a
-    name, an address behind NAT), the network of the default route; without a default route, those
-    of all interfaces except Docker's own.
-
-    Args:
-        facts: Ansible's facts of the host.
-        address: The host's cluster_address.
-    """
-    found = {own: (interface, network) for interface, own, network in _networks(facts)}
-    default = (facts.get("default_ipv4") or {}).get("address")
-    for own in (address, default):
-        if own in found:
-            return [found[own][1]]
-    # Docker's bridges connect only the containers of this host.
-    docker = ("docker", "br-", "veth")
-    return list(dict.fromkeys(net for name, net in found.values() if not name.startswith(docker)))
+    wanted: Any = [network for network in parsed if network.version == version]
+    return [str(network) for network in ipaddress.collapse_addresses(wanted)]
 
 
 def source_address(destination: str) -> str:
@@ -54,29 +34,13 @@ def source_address(destination: str) -> str:
 
     Without a route to the destination it is the loopback address.
     """
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+    family = socket.AF_INET6 if _version(destination) == 6 else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect((destination, 9))
         except OSError:
             return "127.0.0.1"
         return str(probe.getsockname()[0])
-
-
-def _networks(facts: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Yield interface, address and network of each address outside the loopback interface."""
-    for name in facts.get("interfaces", ()):
-        if name == "lo":
-            continue
-        # Ansible's facts replace hyphens in the names of interfaces with underscores.
-        interface = facts.get(name) or facts.get(name.replace("-", "_")) or {}
-        first = [interface["ipv4"]] if interface.get("ipv4") else []
-        for each in (*first, *interface.get("ipv4_secondaries", ())):
-            network = ipaddress.ip_network(f"{each['address']}/{each['netmask']}", strict=False)
-            yield name, each["address"], str(network)
-        for each in interface.get("ipv6", ()):
-            if each.get("scope") != "link":
-                network = ipaddress.ip_network(f"{each['address']}/{each['prefix']}", strict=False)
-                yield name, each["address"], str(network)
 
 
 def _version(host: str) -> int | None:
@@ -95,6 +59,5 @@ class FilterModule:
             "bracketed": bracketed,
             "subject_names": subject_names,
             "networks_of": networks_of,
-            "own_networks": own_networks,
             "source_address": source_address,
         }

@@ -54,11 +54,15 @@ def doctor_checks(
     unreached = {host: state["error"] for host, state in hosts.items() if not state["probe"]}
     found += checks.unreached(unreached)
     rows = {row["host"]: row for row in status["hosts"]}
+    masters: Mapping[str, Any] = next(
+        (each["firewall"] for each in reached.values() if each["master"]), {}
+    )
     for host, state in reached.items():
         measured = measurements[host]
         found += checks.host_checks(state["probe"], host, settings["host"])
         found += daemon_settings.daemon_checks(measured["daemon"], host)
         found += _units(host, rows[host], settings)
+        found += _firewall(host, state["firewall"], masters, settings)
         found += _tls(host, measured)
         found += _certificates(host, measured, settings)
         found += _database(host, state)
@@ -107,6 +111,56 @@ def _units(host: str, row: Mapping[str, Any], settings: Mapping[str, Any]) -> li
         )
         for unit, state in states.items()
     ]
+
+
+def _firewall(
+    host: str, own: Mapping[str, Any], masters: Mapping[str, Any], settings: Mapping[str, Any]
+) -> list[Check]:
+    """Evaluate the rules in force, whatever the state of the unit that loads them.
+
+    Args:
+        host: The host.
+        own: What `firewall.py state` printed on it.
+        masters: The same of the master's host.
+        settings: doctor_settings.
+    """
+    service = settings["services"]["firewall"]
+    if not service["enabled"]:
+        return []
+    rules = own["rules"]
+    missing = sorted(set(masters.get("members", ())) - set(own.get("members", ())))
+    extra = sorted(set(own.get("members", ())) - set(masters.get("members", ())))
+    differences = [f"lacks {', '.join(missing)}"] if missing else []
+    differences += [f"admits {', '.join(extra)}"] if extra else []
+    found = [
+        checks.check(
+            host,
+            "firewall rules",
+            rules == "in force",
+            rules,
+            f"run make cluster-up; the cause is in journalctl --unit {service['unit']} on {host}",
+        ),
+        checks.check(
+            host,
+            "firewall members",
+            not differences,
+            f"{'; '.join(differences)}, unlike the master's host"
+            if differences
+            else f"{len(own.get('members', ()))} addresses",
+            "run make cluster-up without LIMIT=",
+        ),
+    ]
+    for version, reached in own.get("stranger", {}).items():
+        found.append(
+            checks.check(
+                host,
+                f"closed to strangers ({version})",
+                reached["port"] == "dropped",
+                f"a new connection from no member is {reached['port']}, to SSH {reached['ssh']}",
+                "run make cluster-up, and remove trial_ports from firewall_open_ports",
+            )
+        )
+    return found
 
 
 def _tls(host: str, measured: Mapping[str, Any]) -> list[Check]:

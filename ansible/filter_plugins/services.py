@@ -53,6 +53,7 @@ class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by the names that templates use."""
         return {
+            "services_in_groups": in_groups,
             "removable_units": removable_units,
             "preflight_ports": preflight_ports,
             "service_images": service_images,

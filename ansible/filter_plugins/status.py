@@ -15,7 +15,8 @@ def cluster_status(
     """Return the cluster's status, as `make cluster-status JSON=1` prints it.
 
     Args:
-        hosts: Host -> address, master, agent (whether it is in that group), probe, error, images.
+        hosts: Host -> address, master, agent (whether it is in that group), probe, error, images,
+            firewall (what `firewall.py state` printed, or an error as its rules).
         api: The master's answers: url, error, master, agents, experiments.
         name: The cluster's name.
         image: The task image's name.
@@ -49,6 +50,8 @@ def _host(host: str, state: Mapping[str, Any], agent: Mapping[str, Any] | None) 
         "driver": probe["gpus"]["driver"] if probe else None,
         "data": probe["data"] if probe else {"name": None, "version": None},
         "image": image_digest(state["images"]),
+        # In force, missing, changed, not installed, or why they cannot be read.
+        "firewall": state["firewall"]["rules"],
     }
     slots = list((agent or {}).get("slots", {}).values())
     containers = [slot["container"] for slot in slots if slot.get("container")]

@@ -7,6 +7,8 @@ from types import ModuleType
 
 import pytest
 
+from tests.ansible.rendering import render
+
 ANSIBLE = Path(__file__).resolve().parents[2] / "ansible"
 
 
@@ -20,6 +22,19 @@ def load(path: str) -> ModuleType:
     sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for each case and host, with its rendered templates."""
+    out = tmp_path_factory.mktemp("rendered")
+    render(out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def firewall() -> ModuleType:
+    return load("filter_plugins/firewall.py")
 
 
 @pytest.fixture(scope="session")

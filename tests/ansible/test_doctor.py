@@ -60,6 +60,11 @@ class Cluster:
                 "agent": True,
                 "probe": copy.deepcopy(probe),
                 "error": "",
+                "firewall": {
+                    "rules": "in force",
+                    "members": ["10.0.0.1", "10.0.0.2"],
+                    "stranger": {"IPv4": {"ssh": "open", "port": "dropped"}},
+                },
                 "images": [dict(IMAGE)],
             }
             for number, name in enumerate(("node1", "node2"), 1)
@@ -178,6 +183,27 @@ def test_a_master_that_does_not_answer_is_reported(
         (
             lambda c: c.hosts["node2"]["probe"]["units"].pop("determined-agent.service"),
             [("node2", "determined-agent")],
+        ),
+        # The unit is active in each of these.
+        (
+            lambda c: c.hosts["node2"]["firewall"].update(rules="missing"),
+            [("node2", "firewall rules")],
+        ),
+        (
+            lambda c: c.hosts["node2"].update(firewall={"rules": "nft: not found"}),
+            [("node2", "firewall rules"), ("node2", "firewall members")],
+        ),
+        (
+            lambda c: c.hosts["node2"]["firewall"]["members"].append("10.0.0.9"),
+            [("node2", "firewall members")],
+        ),
+        (
+            lambda c: c.hosts["node1"]["firewall"]["members"].append("10.0.0.3"),
+            [("node2", "firewall members")],
+        ),
+        (
+            lambda c: c.hosts["node2"]["firewall"]["stranger"]["IPv4"].update(port="open"),
+            [("node2", "closed to strangers (IPv4)")],
         ),
         (
             lambda c: c.measurements["node2"].update(tls={"status": -1}),

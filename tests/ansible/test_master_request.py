@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from tests.ansible.conftest import ANSIBLE, load
-from tests.ansible.test_playbooks import BIN, _run
+from tests.ansible.rendering import BIN, run
 
 PASSWORD, TOKEN = "the-administrators-password", "the-token-of-a-session"
 
@@ -140,7 +140,7 @@ def test_no_verbosity_shows_a_password_or_a_token(master: Master, tmp_path: Path
     play = {"hosts": "localhost", "connection": "local", "gather_facts": False, "tasks": tasks}
     (tmp_path / "play.yml").write_text(yaml.safe_dump([play]))
     python = f"ansible_python_interpreter={sys.executable}"
-    outcome = _run(
+    outcome = run(
         BIN / "ansible-playbook",
         *("-vvvv", "--diff", "-i", "localhost,", "-e", python, tmp_path / "play.yml"),
         ANSIBLE_LIBRARY=str(ANSIBLE / "library"),

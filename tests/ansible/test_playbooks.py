@@ -1,7 +1,5 @@
 """The playbooks without hosts: rendered templates, the preflight's report, the commands."""
 
-import json
-import os
 import re
 import shutil
 import subprocess
@@ -14,27 +12,7 @@ import yaml
 
 import bundle_packages
 from experiments.runtime import interface
-
-ROOT = Path(__file__).resolve().parents[2]
-BIN = Path(sys.executable).parent
-
-
-def _run(*command: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    environment = {
-        **os.environ,
-        "ANSIBLE_CONFIG": str(ROOT / "ansible/ansible.cfg"),
-        "PATH": f"{BIN}:{os.environ.get('PATH', '')}",
-        "NO_COLOR": "1",
-        **variables,
-    }
-    return subprocess.run(
-        [str(part) for part in command],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+from tests.ansible.rendering import BIN, HOSTS, ROOT, run
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -55,66 +33,6 @@ def test_every_playbook_finds_the_settings() -> None:
     assert {"site.yml", "master.yml", "coco-sync.yml"} <= {file.name for file in playbooks}
     assert {file.parent for file in playbooks} == {ROOT / "ansible"}
     assert (ROOT / "ansible/group_vars/all/settings.yml") in files
-
-
-HOSTS = {
-    # Each host has different settings; `plain` is the master's.
-    "plain": {"cluster_address": "10.0.0.1"},
-    "gpus": {"nvidia_gpus": 4, "cluster_address": "10.0.0.2"},
-    "six": {"cluster_address": "fd00::3", "cluster_networks": ["fd00::/64"]},
-    "shut": {"client_networks": [], "trial_interface": "eth1"},
-}
-
-
-CASES: dict[str, dict[str, Any]] = {
-    "mount": {},
-    "s3": {
-        "checkpoint_storage": "s3",
-        "checkpoint_s3": {"bucket": "b", "endpoint_url": "http://s"},
-    },
-}
-
-
-@pytest.fixture(scope="module")
-def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for each case and host, with its rendered templates."""
-    out = tmp_path_factory.mktemp("rendered")
-    secrets = out / "secrets/main"
-    secrets.mkdir(parents=True)
-    for name in ("s3_access_key", "s3_secret_key"):
-        (secrets / name).write_text(name)
-    common: dict[str, Any] = {
-        "ansible_connection": "local",
-        "ansible_python_interpreter": sys.executable,
-        "cluster_networks": ["10.0.0.0/24"],
-        "task_image": "trial:1",
-        "secrets_folder": str(out / "secrets"),
-        "checkpoint_path": "/mnt/shared/checkpoints",
-        "proxy": {"http_proxy": "http://proxy:3128", "no_proxy": "10.0.0.0/8"},
-    }
-    # render.yml is not next to the defaults, so the inventory of this test contains them.
-    files = sorted((ROOT / "ansible/group_vars/all").glob("*.yml"))
-    defaults = "\n".join(file.read_text() for file in files)
-    defaults = defaults.replace("playbook_dir", f"'{ROOT / 'ansible'}'")
-    groups = {"master": {"hosts": {"plain": {}}}, "agents": {"hosts": HOSTS}}
-    for case, settings in CASES.items():
-        variables = {**yaml.safe_load(defaults), **common, **settings}
-        inventory = out / f"{case}.yml"
-        content = {"all": {"vars": variables, "children": groups}}
-        inventory.write_text(yaml.safe_dump(content, sort_keys=False))
-        written = out / f"{case}.json"
-        outcome = _run(
-            BIN / "ansible-playbook",
-            *("--inventory", inventory, "--extra-vars", f"out={written}"),
-            "tests/ansible/render.yml",
-        )
-        assert outcome.returncode == 0, outcome.stdout + outcome.stderr
-        for host, files in json.loads(written.read_text()).items():
-            folder = out / case / host
-            folder.mkdir(parents=True)
-            for name, text in files.items():
-                (folder / name).write_text(text)
-    return out
 
 
 def _yaml(rendered: Path, *path: str) -> Any:
@@ -197,31 +115,18 @@ def test_the_network_interface_of_trials_is_configurable(rendered: Path) -> None
         if content is not None:
             file.write_text(content)
         hook = script.replace(mounted["container_path"], str(file))
-        return _run("bash", "-euo", "pipefail", "-c", f"set +u; {hook}").stdout.strip()
+        return run("bash", "-euo", "pipefail", "-c", f"set +u; {hook}").stdout.strip()
 
     assert started("eth1\n") == "eth1 =eth1"
     assert started("\n") == ""
     assert started(None) == ""
 
 
-def test_the_firewall_admits_only_the_configured_networks(rendered: Path) -> None:
-    plain = (rendered / "mount/plain/firewall.nft").read_text()
-    assert "tcp dport 8443 ip saddr @clients4 accept" in plain
-    assert "tcp dport { 8443, 5432 } counter drop" in plain
-    assert "10.0.0.0/24, 10.0.0.0/8" in plain
-    shut = (rendered / "mount/shut/firewall.nft").read_text()
-    assert "172.16.0.0/12" not in shut
-    assert "8443" not in shut  # It is not the master's host.
-    assert "tcp dport 12350-12399 counter drop" in shut
-    six = (rendered / "mount/six/firewall.nft").read_text()
-    assert "elements = { fd00::/64 }" in six
-
-
 @pytest.mark.parametrize("host", HOSTS)
 def test_nft_accepts_the_rules(rendered: Path, host: str) -> None:
     if shutil.which("nft") is None:
         pytest.skip("nft is not installed")
-    outcome = _run("nft", "--check", "--file", rendered / "mount" / host / "firewall.nft")
+    outcome = run("nft", "--check", "--file", rendered / "mount" / host / "firewall.nft")
     if "Operation not permitted" in outcome.stderr:
         pytest.skip("nft is not permitted to read this machine's rules")
     assert outcome.returncode == 0, outcome.stderr
@@ -236,7 +141,7 @@ def test_systemd_accepts_the_units(rendered: Path) -> None:
         shutil.copy(folder / f"health.{name}", folder / f"determined-agent-health.{name}")
     units = ["determined-agent.service", "determined-agent-health.service"]
     units += ["determined-agent-health.timer", "firewall.service"]
-    outcome = _run("systemd-analyze", "verify", "--man=no", *(folder / unit for unit in units))
+    outcome = run("systemd-analyze", "verify", "--man=no", *(folder / unit for unit in units))
     # Programs that this machine lacks are not errors of the units.
     errors = [
         line
@@ -270,7 +175,7 @@ def test_preflight_lists_all_hosts_and_changes_nothing(tmp_path: Path) -> None:
             }
         )
     )
-    outcome = _run(BIN / "ansible-playbook", "-i", tmp_path / "hosts.yml", "ansible/preflight.yml")
+    outcome = run(BIN / "ansible-playbook", "-i", tmp_path / "hosts.yml", "ansible/preflight.yml")
     assert outcome.returncode != 0
     printed = " ".join(outcome.stdout.split())
     assert "FAIL here: memory" in printed
@@ -282,7 +187,7 @@ def test_preflight_lists_all_hosts_and_changes_nothing(tmp_path: Path) -> None:
 
 
 def _command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return _run(sys.executable, "ansible/commands/hosts.py", *arguments)
+    return run(sys.executable, "ansible/commands/hosts.py", *arguments)
 
 
 def test_a_missing_inventory_is_an_error() -> None:
@@ -346,7 +251,7 @@ def test_down_asks_for_confirmation() -> None:
 @pytest.mark.parametrize("name", ["example", "single", "test-hosts"])
 def test_inventories_are_complete(name: str) -> None:
     inventory = f"ansible/inventories/{name}.yml"
-    outcome = _run(BIN / "ansible-inventory", "-i", inventory, "--list")
+    outcome = run(BIN / "ansible-inventory", "-i", inventory, "--list")
     assert outcome.returncode == 0, outcome.stderr
     listing = yaml.safe_load(outcome.stdout)
     assert len(listing["master"]["hosts"]) == 1
