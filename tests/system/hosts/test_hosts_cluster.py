@@ -26,6 +26,7 @@ from cluster.connection import load_connection
 from tests import object_store as object_stores
 from tests.images import why_missing
 from tests.system.hosts import hosts as test_hosts
+from tests.system.hosts import strangers
 from tests.system.hosts.testing import (
     AGENT_STARTED,
     NAME,
@@ -196,6 +197,29 @@ def test_certificates_are_renewed_while_agents_run(cluster: Hosts) -> None:
     assert set(changed_tasks(cluster.succeed("up")).values()) == {0}
 
 
+def test_strangers_reach_nothing_but_ssh(cluster: Hosts) -> None:
+    with strangers.stranger([1, 2]):
+        assert strangers.reached(strangers.INSIDE, 1) == {22, 8443}
+        assert strangers.reached(strangers.INSIDE, 2) == {22}
+        assert strangers.reached(strangers.OUTSIDE, 1) == {22}
+        for attack in strangers.ATTACKS:
+            on_host(2, attack)
+            print(f"{attack}: closed again after {strangers.closed_again(2):.1f} s")
+        on_host(2, "systemctl kill --signal=STOP determined-firewall; nft flush ruleset")
+        assert 40000 in strangers.reached(strangers.OUTSIDE, 2)
+        checks = json.loads(cluster.run("doctor", "--json").stdout)["checks"]
+        failed = {(check["host"], check["name"]) for check in checks if not check["ok"]}
+        assert {("host2", "firewall rules"), ("host2", "closed to strangers (IPv4)")} <= failed
+        rules = {host["host"]: host["firewall"] for host in cluster.status()["hosts"]}
+        assert rules == {"host1": "in force", "host2": "missing", "host3": "in force"}
+        assert changed_tasks(cluster.succeed("up"))["host2"] > 0
+        assert strangers.reached(strangers.OUTSIDE, 2) == {22}
+    # Without the rules by which Docker gives this host, itself a container, its name server.
+    test_hosts.reboot("host2")
+    cluster.wait_for_slots(6)
+    assert set(changed_tasks(cluster.succeed("up")).values()) == {0}
+
+
 needs_task_image = pytest.mark.skipif(bool(SMALL_IMAGE), reason="TEST_HOSTS_IMAGE cannot train")
 
 
@@ -232,11 +256,20 @@ def test_a_fourth_host_touches_only_itself_and_the_master(cluster: Hosts, packed
     test_hosts.start(4, internet=INTERNET)
     cluster.agents["host4"] = {"ansible_host": "10.77.0.14"}
     cluster.write()
-    recap = cluster.succeed("up")
-    changed = changed_tasks(recap)
-    assert changed.pop("host4") > 0
-    changed.pop("host1")
-    assert set(changed.values()) == {0}
+    units = (
+        "systemctl show --property=ActiveEnterTimestamp determined-agent determined-firewall docker"
+    )
+    before = [on_host(number, units) for number in (2, 3)]
+    recap = cluster.succeed("up", "--limit", "host4")
+    site, members = recap.split("PLAY [Update the members of the cluster]")
+    assert changed_tasks(site).pop("host4") > 0
+    assert {"host2", "host3"}.isdisjoint(changed_tasks(site))
+    # The list of members, and loading it unless the firewall's service was faster.
+    assert {changed_tasks(members)[host] for host in ("host2", "host3")} <= {1, 2}
+    assert [on_host(number, units) for number in (2, 3)] == before
+    for number in (1, 2, 3):
+        assert "10.77.0.14" in on_host(number, "nft list set inet determined members4")
+    assert set(changed_tasks(cluster.succeed("up")).values()) == {0}
     assert sum(host["slots"] for host in cluster.status()["hosts"]) == 8
     synced = sync(cluster, packed)
     assert synced.pop("host4") > 0
@@ -255,6 +288,8 @@ def test_a_host_is_drained_and_removed(cluster: Hosts) -> None:
     assert not registers(4, "/root/kept/host")
     assert not (ROOT / f".secrets/{NAME}/hosts/host4.key").exists()
     assert registers(3, "/etc/determined/tls/host")
+    for number in (1, 2, 3):
+        assert "10.77.0.14" not in on_host(number, "nft list set inet determined members4")
     del cluster.agents["host4"]
     cluster.write()
     assert cluster.status()["unknown_agents"] == []
@@ -279,6 +314,9 @@ def test_a_host_dies_in_the_middle_of_training(cluster: Hosts) -> None:
 def test_everything_returns_after_a_reboot(cluster: Hosts) -> None:
     for host in ("host1", "host2", "host3"):
         test_hosts.reboot(host)
+    with strangers.stranger([1, 2, 3]):
+        for number in (1, 2, 3):
+            assert strangers.reached(strangers.OUTSIDE, number) == {22}
     cluster.wait_for_slots(6)
     assert set(changed_tasks(cluster.succeed("up")).values()) == {0}
 
