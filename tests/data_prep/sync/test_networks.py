@@ -63,3 +63,22 @@ def test_without_forwarding_each_host_is_named_with_its_port(
         assert f"{host.name} at {host.address}:12401" in message
     assert "AllowTcpForwarding" in message
     assert running.returncode == 1
+
+
+def test_hosts_of_several_subnets(cluster: Cluster, versions: tuple[Packed, Packed]) -> None:
+    """One host has a /32 address behind a gateway, which another host is."""
+    gateway, _, far = cluster.hosts
+    address = "10.98.0.4"
+    gateway.run("echo 1 >/proc/sys/net/ipv4/ip_forward; ip route add 10.98.0.4 dev eth0")
+    for host in (cluster.control, cluster.hosts[1]):
+        host.run(f"ip route add {address} via {gateway.address}")
+    far.run(
+        f"ip addr flush dev eth0; ip addr add {address}/32 dev eth0;"
+        f"ip route add {gateway.address} dev eth0; ip route add default via {gateway.address}"
+    )
+    cluster.entries[2]["address"] = address
+    status, text, result = cluster.sync(versions[0])
+    assert status == 0, text
+    assert result["failed"] == []
+    for host in cluster.hosts:
+        cluster.assert_has(host, versions[0])
