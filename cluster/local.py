@@ -13,6 +13,7 @@ import requests
 from rich.console import Console
 
 from cluster import docker
+from cluster.certificates import AUTHORITY, create_certificates, delete_certificates
 from cluster.connection import (
     ROOT,
     MasterConnection,
@@ -27,6 +28,7 @@ from cluster.template import local_template, set_template
 from cluster.users import ADMINISTRATOR, USER, ensure_user
 from cocodata import DatasetError
 from cocodata.format.manifest import read_manifest
+from tools.secrets_folder import SECRETS
 from tools.versions import read_variables, read_versions, task_image
 
 _SECRETS = ("DATABASE_PASSWORD", "ADMIN_PASSWORD")
@@ -61,6 +63,11 @@ class LocalCluster:
     env_file: Path = ROOT / ".env"
     state: Path = ROOT / "data" / "local-cluster"
 
+    @property
+    def certificates(self) -> Path:
+        """Folder for the certificates of the master and the agents."""
+        return SECRETS / self.name
+
     def up(
         self, console: Console, *, data: Path, agents: int = 1, slots: int = 4, port: int = 8080
     ) -> MasterConnection:
@@ -78,16 +85,22 @@ class LocalCluster:
             raise ClusterError(f"the task image {image} has not been built: make image")
         self._require_port(port)
         (self.state / "checkpoints").mkdir(parents=True, exist_ok=True)
+        existed = self.env_file.is_file()
         variables = self._write_env(image, port=port, slots=slots)
+        if create_certificates(self.certificates) and existed:
+            # A running cluster has other certificates or, from an earlier version, none, and trials
+            # on the host's network: its trials resume in the new one.
+            self._stop()
         self.compose(
             *("up", "--detach", "--wait", "--wait-timeout", "180", "--scale", f"agent={agents}")
         )
         administrator = MasterConnection(
             name=self.name,
-            master=f"http://127.0.0.1:{port}",
+            master=f"https://127.0.0.1:{port}",
             user=ADMINISTRATOR,
             password=variables["ADMIN_PASSWORD"],
             password_file=self.env_file,
+            certificate=str(self.certificates / AUTHORITY),
             template=self.name,
             data=str(data.resolve()),
             versions={str(data.resolve()): version} if (version := _data_version(data)) else {},
@@ -116,27 +129,34 @@ class LocalCluster:
         docker.require_engine()
         if not self.env_file.is_file():
             raise ClusterError(f"no cluster has been started here: {self.env_file.name} is missing")
-        cluster_id = self._cluster_id()
-        self.compose("down", "--remove-orphans")
-        _remove_tasks(cluster_id)
+        self._stop()
         console.print("Stopped. To start it again: make local-up; to remove it: make local-destroy")
 
     def destroy(self, console: Console) -> None:
         """Remove the cluster with its database, checkpoints and passwords."""
         docker.require_engine()
         if self.env_file.is_file():
-            cluster_id = self._cluster_id()
-            self.compose("down", "--volumes", "--remove-orphans")
-            _remove_tasks(cluster_id)
+            self._stop("--volumes")
         if self.state.is_dir():
             _remove_tree(self.state)
         self.env_file.unlink(missing_ok=True)
         delete_connection(self.name)
+        delete_certificates(self.certificates)
         console.print("Removed the containers, the database, the checkpoints and the passwords")
 
     def compose(self, *arguments: str) -> None:
         """Run a compose command for this cluster."""
         docker.compose(arguments, folder=str(ROOT), variables=read_variables(self.env_file))
+
+    def _stop(self, *options: str) -> None:
+        """Remove the containers, those of trials included, and the networks."""
+        cluster_id = self._cluster_id()
+        # What compose has labelled with the project's name, also by an earlier version's file.
+        labelled = {"COMPOSE_PROJECT_NAME": self.project}
+        # Trials are on a network of compose, and a network in use cannot be removed.
+        docker.compose(("stop",), folder="/", variables=labelled)
+        _remove_tasks(cluster_id)
+        docker.compose(("down", "--remove-orphans", *options), folder="/", variables=labelled)
 
     def _cluster_id(self) -> str | None:
         """Return the master's id from when it last answered, or None if it never has."""
@@ -148,9 +168,13 @@ class LocalCluster:
         # Trials' containers are labelled with it, and must be found even if the master is down.
         port = read_variables(self.env_file).get("MASTER_PORT", "8080")
         try:
-            answer = requests.get(f"http://127.0.0.1:{port}/info", timeout=5)
+            answer = requests.get(
+                f"https://127.0.0.1:{port}/info",
+                timeout=5,
+                verify=str(self.certificates / AUTHORITY),
+            )
             cluster_id = str(answer.json()["cluster_id"])
-        except (requests.exceptions.RequestException, ValueError, KeyError):
+        except (OSError, ValueError, KeyError):
             return
         self.state.mkdir(parents=True, exist_ok=True)
         (self.state / "cluster_id").write_text(f"{cluster_id}\n")
@@ -167,6 +191,7 @@ class LocalCluster:
             "MASTER_PORT": str(port),
             "SLOTS": str(slots),
             "STATE_DIR": str(self.state),
+            "CERTIFICATES": str(self.certificates),
         }
         variables |= {name: before.get(name) or make_password() for name in _SECRETS}
         lines = "".join(f"{key}={value}\n" for key, value in variables.items())

@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 import yaml
+from rich.console import Console
 
 from cluster import connection, docker
+from cluster import local as local_module
+from cluster.certificates import create_certificates
 from cluster.cli import _data_settings
 from cluster.connection import ROOT, MasterConnection, load_connection, save_connection
 from cluster.errors import ClusterError
@@ -18,7 +21,8 @@ from tools.versions import read_variables, read_versions
 
 @pytest.fixture(autouse=True)
 def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "FOLDER", tmp_path / "clusters")
+    monkeypatch.setattr(connection, "FOLDER", tmp_path / "secrets" / "clusters")
+    monkeypatch.setattr(local_module, "SECRETS", tmp_path / "secrets")
 
 
 @pytest.fixture
@@ -76,6 +80,15 @@ def test_the_compose_file_has_all_variables_and_no_open_port(local: LocalCluster
     ports = [port for each in content["services"].values() for port in each.get("ports", [])]
     assert ports
     assert all(port.startswith("127.0.0.1:") for port in ports)
+    # None is on the host's network, and agents reach Docker only through `engine`.
+    assert "host" not in {each.get("network_mode") for each in content["services"].values()}
+    assert "network_mode: host" not in content["configs"]["master"]["content"]
+    with_docker = {
+        name
+        for name, each in content["services"].items()
+        if any("docker.sock" in volume for volume in each.get("volumes", []))
+    }
+    assert with_docker == {"engine"}
     assert all(
         "password" not in line.lower() or "${" in line or line.strip().startswith("#")
         for line in text.splitlines()
@@ -100,6 +113,44 @@ def test_a_port_in_use_is_reported(local: LocalCluster, monkeypatch: pytest.Monk
         with pytest.raises(ClusterError, match=f"port {port} .* is in use"):
             local._require_port(port)
     local._require_port(port)
+
+
+@pytest.mark.parametrize(
+    ("existed", "certificates", "expected"),
+    [
+        (False, False, ["up"]),
+        (True, True, ["up"]),
+        # One of an earlier version, whose trials are on the host's network.
+        (True, False, ["stop", "down", "up"]),
+    ],
+)
+def test_a_cluster_without_these_certificates_is_stopped_first(
+    existed: bool,
+    certificates: bool,
+    expected: list[str],
+    local: LocalCluster,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[str] = []
+
+    def compose(arguments: Any, **_: Any) -> None:
+        calls.append(arguments[0])
+        if arguments[0] == "up":
+            raise ClusterError("no further")
+
+    monkeypatch.setattr(docker, "compose", compose)
+    monkeypatch.setattr(docker, "run", lambda *arguments: "")
+    for name in ("require_engine", "has_image", "has_gpus"):
+        monkeypatch.setattr(docker, name, lambda *_: True)
+    if existed:
+        local._write_env("image:1", port=1, slots=4)
+    if certificates:
+        create_certificates(local.certificates)
+    with pytest.raises(ClusterError, match="no further"):
+        local.up(Console(quiet=True), data=tmp_path, port=1)
+    assert calls == expected
+    assert not create_certificates(local.certificates)
 
 
 def test_a_database_without_its_password_is_reported(

@@ -47,7 +47,7 @@ class RealCluster:
         if self._size == (agents, slots):
             return
         if self._size is not None:
-            self._stop()
+            self.stop()
         self.connection = self.local.up(
             self.console, data=self.data, agents=agents, slots=slots, port=self.port
         )
@@ -58,10 +58,11 @@ class RealCluster:
         """Stop the cluster as `make local-down` does, and start it again."""
         assert self._size is not None
         agents, slots = self._size
-        self._stop()
+        self.stop()
         self.resize(agents=agents, slots=slots)
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
+        """Stop the cluster as `make local-down` does."""
         # Stop the master too: it may start a checkpoint garbage collection some time after an
         # experiment's end, whose container nobody would remove.
         self.local.down(self.console)

@@ -102,6 +102,7 @@ def kill_and_restart(cluster: RealCluster, service: str, seconds: float) -> None
         ("master", 20),
         ("master", 60),
         ("database", 0),
+        ("engine", 0),
     ],
 )
 def test_a_killed_service_is_restarted(
@@ -188,7 +189,7 @@ def test_checkpoints_in_an_object_store(
     reason = why_missing(object_stores.IMAGE)
     if reason:
         pytest.skip(reason)
-    with object_stores.object_store(f"{cluster.local.project}_master") as store:
+    with object_stores.object_store(f"{cluster.local.project}_trials") as store:
         experiment, trial = start(cluster, checkpoint_storage=store.config)
         _, oldest = cluster.checkpoints(trial)[0]
         pause(cluster, experiment)
