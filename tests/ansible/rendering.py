@@ -24,6 +24,8 @@ CASES: dict[str, dict[str, Any]] = {
         "checkpoint_storage": "s3",
         "checkpoint_s3": {"bucket": "b", "endpoint_url": "http://s"},
     },
+    # The master's host is no agent; the numbers are those of the user that its host has made.
+    "apart": {"checkpoint_storage": "nfs", "storage_user": {"uid": 998, "group": 997}},
     # The hosts of tests/ansible/test_firewall_rules.py.
     "lab": {
         "members_addresses": ["10.99.0.1", "10.99.0.2", "fd99::1", "fd99::2"],
@@ -81,7 +83,9 @@ def render(out: Path) -> None:
     for case, settings in CASES.items():
         variables = {**yaml.safe_load(defaults), **common, **settings}
         hosts = {"plain": {}} if case == "lab" else HOSTS
-        groups = {"master": {"hosts": {"plain": {}}}, "agents": {"hosts": hosts}}
+        agents = {name: hosts[name] for name in hosts if (case, name) != ("apart", "plain")}
+        master = HOSTS["plain"] if case == "apart" else {}
+        groups = {"master": {"hosts": {"plain": master}}, "agents": {"hosts": agents}}
         inventory = out / f"{case}.yml"
         content = {"all": {"vars": variables, "children": groups}}
         inventory.write_text(yaml.safe_dump(content, sort_keys=False))

@@ -88,6 +88,25 @@ def test_s3_keys_come_from_the_secrets(rendered: Path) -> None:
     assert checksums in variables
 
 
+def test_checkpoints_are_exported_to_each_host_and_no_network(rendered: Path) -> None:
+    def exports(case: str) -> str:
+        (line,) = [
+            line
+            for line in (rendered / case / "plain/determined.exports").read_text().splitlines()
+            if not line.startswith("#")
+        ]
+        return line
+
+    options = "rw,sync,no_subtree_check"
+    members = ("10.0.0.1", "10.0.0.2", "fd00::3")
+    # The master's host is an agent too: root of the others must change what trials write there.
+    listed = " ".join(f"{member}({options},no_root_squash)" for member in members)
+    assert exports("mount") == f"/mnt/shared/checkpoints {listed}"
+    squashed = "root_squash,anonuid=998,anongid=997"
+    listed = " ".join(f"{member}({options},{squashed})" for member in members)
+    assert exports("apart") == f"/mnt/shared/checkpoints {listed}"
+
+
 def test_agents_have_gpus_or_cpu_slots(rendered: Path) -> None:
     plain = _yaml(rendered, "mount", "plain", "agent.yaml")
     assert (plain["slot_type"], plain["artificial_slots"]) == ("cpu", 2)
