@@ -1,11 +1,14 @@
 """Package archives for hosts without internet: what the roles install, and all it depends on."""
 
+import hashlib
 import re
+import shutil
 import subprocess
 import tarfile
 import tempfile
 import urllib.request
 from collections.abc import Iterator
+from email.utils import formatdate
 from pathlib import Path
 
 import yaml
@@ -146,9 +149,49 @@ def download_packages(release: str, file: Path, mirror: str = "", toolkit: str =
         archives = apt / "cache/archives"
         debs = sorted(archives.glob("*.deb"))
         (archives / "Packages").write_text("\n".join(_stanzas(config, debs)))
+        signed = sign_archive(archives, release)
         with tarfile.open(file, "w") as tar:
-            for deb in (archives / "Packages", *debs):
-                tar.add(deb, arcname=deb.name)
+            for member in (*signed, *debs):
+                tar.add(member, arcname=member.name)
+
+
+def sign_archive(folder: Path, release: str) -> tuple[Path, Path, Path]:
+    """Sign the index of an archive, so that apt accepts these packages and no others.
+
+    The key is made for this archive. Its private half is deleted, so that nothing can be signed
+    with it later.
+
+    Args:
+        folder: A folder with the index, Packages.
+        release: The archive's name.
+
+    Returns:
+        The index, the signed file with its hash (InRelease), and the public key (archive.asc).
+
+    Raises:
+        BundleError: gpg is missing or fails.
+    """
+    if shutil.which("gpg") is None:
+        raise BundleError("gpg is missing: apt install gpg gpg-agent")
+    index, signed, key = (folder / name for name in ("Packages", "InRelease", "archive.asc"))
+    content = index.read_bytes()
+    with tempfile.TemporaryDirectory(prefix="gpg-") as home:  # A short path: it holds a socket.
+        gpg = ("gpg", "--homedir", home, "--batch", "--yes", "--quiet")
+        owner = f"Offline bundle of {release}"
+        try:
+            run(*gpg, "--passphrase", "", "--quick-gen-key", owner, "rsa3072", "sign", "never")
+            text = Path(home, "Release")
+            text.write_text(
+                f"Origin: {owner}\nSuite: {release}\nCodename: {release}\nDate: {formatdate()}\n"
+                f"SHA256:\n {hashlib.sha256(content).hexdigest()} {len(content)} {index.name}\n"
+            )
+            run(*gpg, "--digest-algo", "SHA512", "--clearsign", "--output", signed, text)
+            run(*gpg, "--armor", "--export", "--output", key)
+        finally:
+            subprocess.run(
+                ["gpgconf", "--homedir", home, "--kill", "all"], capture_output=True, check=False
+            )
+    return index, signed, key
 
 
 def _stanzas(config: str, debs: list[Path]) -> Iterator[str]:
