@@ -5,7 +5,7 @@ Sent to hosts: nothing but the standard library of Python 3.10.
 
 import json
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -57,7 +57,7 @@ def state(image: ContainerImage) -> str:
 def missing_layers(
     images: list[ContainerImage], loaded: Mapping[str, list[str]] = MappingProxyType({})
 ) -> set[str]:
-    """Return which layers have to be sent to this engine.
+    """Return which layers have to be in the archives that this engine loads.
 
     A layer of Docker's classic store can only be used on top of those that it was stored with, so
     what counts is how many layers from the bottom an image of the engine has in common. The store
@@ -71,18 +71,33 @@ def missing_layers(
     lacking = [image for image in images if state(image) != "ok"]
     if not lacking:
         return set()
-    known = sorted(set(_docker("image", "ls", "--quiet", "--no-trunc").split()))
     if "io.containerd.snapshotter" in _docker("info", "--format", "{{json .DriverStatus}}"):
-        present = {layer for identity in known for layer in loaded.get(identity, ())}
+        present = {layer for identity in _images() for layer in loaded.get(identity, ())}
         return {layer for image in lacking for layer in image.layers} - present
-    chains = []
-    if known:
-        chains = [_layers(each) for each in json.loads(_docker("image", "inspect", *known))]
+    chains = [_layers(report) for report in _images().values()]
     missing: set[str] = set()
     for image in lacking:
         usable = max((_common(image.layers, chain) for chain in chains), default=0)
         missing |= set(image.layers[usable:])
     return missing
+
+
+def images_with(layers: Collection[str]) -> dict[str, str]:
+    """Return which image of this engine has each of these layers, of those that any has.
+
+    These need not be sent: the host takes them out of its engine, to use them in another image.
+    """
+    found: dict[str, str] = {}
+    for identity, report in _images().items():
+        found |= dict.fromkeys(set(_layers(report)).intersection(layers) - found.keys(), identity)
+    return found
+
+
+def _images() -> dict[str, dict[str, Any]]:
+    """Return the engine's report about each of its images, by id."""
+    known = sorted(set(_docker("image", "ls", "--quiet", "--no-trunc").split()))
+    reports = json.loads(_docker("image", "inspect", *known)) if known else []
+    return {report["Id"]: report for report in reports}
 
 
 def _common(first: list[str], second: list[str]) -> int:

@@ -7,6 +7,7 @@ import base64
 import json
 import shutil
 import threading
+from collections.abc import Set
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,8 @@ class ImageHandler:
         if command.get("check"):
             return {"states": states, "missing": []}
         lock_folder(self.folder, "cluster-up")
-        missing = engine.missing_layers(self.images, self._loaded())
+        needed = engine.missing_layers(self.images, self._loaded())
+        missing = needed - engine.images_with(needed).keys()
         present = 0
         for file in self.blobs.iterdir() if self.blobs.is_dir() else ():
             if file.name in missing:
@@ -62,9 +64,9 @@ class ImageHandler:
             for layer, size in zip(image.layers, image.sizes, strict=True)
         }
         # Once as they arrive, and once in the engine.
-        needed = 2 * sum(sizes[layer] for layer in missing) - present
-        if missing:
-            require_free(self.folder, needed, "Free some space")
+        space = 2 * sum(sizes[layer] for layer in needed) - present
+        if needed:
+            require_free(self.folder, space, "Free some space")
         return {**swarm_status(), "states": states, "missing": sorted(missing)}
 
     def _loaded(self) -> dict[str, list[str]]:
@@ -129,13 +131,23 @@ class ImageHandler:
             before = engine.state(image)
             if before != "ok":
                 loaded = self._loaded()
-                engine.load(image, self.blobs, engine.missing_layers([image], loaded))
+                needed = engine.missing_layers([image], loaded)
+                self._take_from_engine(needed)
+                engine.load(image, self.blobs, needed)
                 report = engine.inspect(image.names[0]) or {}
                 loaded[report["Id"]] = image.layers
                 self._record.write_text(json.dumps(loaded))
                 changes.append(f"{image.names[0]} loaded ({before} before)")
         shutil.rmtree(self.blobs, ignore_errors=True)
         return {"changes": changes}
+
+    def _take_from_engine(self, layers: Set[str]) -> None:
+        """Get those layers out of the engine that did not arrive because it has them."""
+        self.blobs.mkdir(exist_ok=True)
+        own = engine.images_with({layer for layer in layers if not (self.blobs / layer).is_file()})
+        for identity in sorted(set(own.values())):
+            with engine.saved(identity) as stream:
+                split_archive(stream, self.blobs, own.keys())
 
 
 class _Stoppable:

@@ -55,10 +55,13 @@ def other_engine(
 
 @pytest.fixture
 def build() -> Iterator[Callable[..., str]]:
-    """Make images on this machine's engine: `build(name, base)` adds a layer of random bytes."""
+    """Make images on this machine's engine: `build(name, base)` adds a layer of random bytes.
+
+    With `copied` it adds that image's files instead, as a layer that is the same on any base.
+    """
     made = []
 
-    def make(label: str, base: str | None = None) -> str:
+    def make(label: str, base: str | None = None, copied: str | None = None) -> str:
         name = f"test-transfer/{label}:{secrets.token_hex(4)}"
         content = io.BytesIO()
         with tarfile.open(fileobj=content, mode="w") as tar:
@@ -66,7 +69,8 @@ def build() -> Iterator[Callable[..., str]]:
             file.size = 3 << 20
             tar.addfile(file, io.BytesIO(secrets.token_bytes(file.size)))
             if base is not None:
-                recipe = f"FROM {base}\nCOPY {label} /{label}\n".encode()
+                source = f"--from={copied} /" if copied else label
+                recipe = f"FROM {base}\nCOPY {source} /{'' if copied else label}\n".encode()
                 dockerfile = tarfile.TarInfo("Dockerfile")
                 dockerfile.size = len(recipe)
                 tar.addfile(dockerfile, io.BytesIO(recipe))

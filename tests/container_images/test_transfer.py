@@ -88,6 +88,25 @@ def test_only_the_layers_that_a_host_lacks_are_sent(
             assert report in image.ids
 
 
+def test_a_layer_above_a_changed_one_is_not_sent_again(
+    build: Build, cache: BlobCache, target: Target
+) -> None:
+    """As with the task image, whose upper layers stay the same when a lower one changes."""
+    addition = build("addition")
+    first, second = (
+        cache.image(build("both", build(label), copied=addition)) for label in ("one", "two")
+    )
+    assert first.layers[1:] == second.layers[1:]
+    assert first.layers[0] != second.layers[0]
+    assert target.run(first)[0].failed == []
+
+    result, _ = target.run(first, second)
+    assert result.failed == [], result.hosts
+    assert result.hosts["other"].changes == [f"{second.names[0]} loaded (missing before)"]
+    assert second.sizes[0] <= result.sent < 1.1 * second.sizes[0]
+    assert not (target.folder / "blobs").exists()
+
+
 def test_an_overwritten_tag_is_repaired(build: Build, cache: BlobCache, target: Target) -> None:
     image, other = cache.image(build("one")), cache.image(build("two"))
     assert target.run(image, other)[0].failed == []
