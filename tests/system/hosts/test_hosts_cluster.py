@@ -7,17 +7,11 @@ reach nothing but each other. TEST_HOSTS_PROXY=yes gives them a proxy as their o
 tests build on each other, in this order.
 """
 
-import contextlib
 import json
-import os
 import re
-import shutil
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from determined.common.api import bindings
@@ -29,8 +23,11 @@ from tests.system.hosts import hosts as test_hosts
 from tests.system.hosts import strangers
 from tests.system.hosts.testing import (
     AGENT_STARTED,
+    INTERNET,
     NAME,
+    PROXY,
     ROOT,
+    SMALL_IMAGE,
     TOKEN,
     Hosts,
     assert_clean,
@@ -48,55 +45,7 @@ from tests.system.hosts.testing import (
 )
 from tools.versions import read_versions, task_image
 
-SMALL_IMAGE = os.environ.get("TEST_HOSTS_IMAGE", "")
-BUNDLE = os.environ.get("TEST_HOSTS_BUNDLE", "")
-PROXY = os.environ.get("TEST_HOSTS_PROXY", "") == "yes"
-INTERNET = not BUNDLE and not PROXY
-
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(3600)]
-
-
-def _settings() -> dict[str, Any]:
-    """What the variables change of the inventory."""
-    settings: dict[str, Any] = {}
-    if SMALL_IMAGE:
-        settings["task_image"] = SMALL_IMAGE
-    if BUNDLE:
-        settings["offline_bundle"] = str(Path(BUNDLE).resolve())
-    if PROXY:
-        url = test_hosts.PROXY_URL
-        settings["proxy"] = {"http_proxy": url, "https_proxy": url}
-    return settings
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
-    if os.environ.get("TEST_HOSTS") != "yes":
-        pytest.skip("takes 45 minutes and 35 GB of disk; make test-hosts runs it")
-    reason = test_hosts.why_unavailable()
-    if reason is None and PROXY and shutil.which("tinyproxy") is None:
-        reason = "tinyproxy is not installed"
-    if reason:
-        pytest.skip(reason)
-    folder = tmp_path_factory.mktemp("hosts")
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(test_hosts.hosts(3, internet=INTERNET))
-        if PROXY:
-            stack.enter_context(test_hosts.proxy(folder))
-        yield Hosts(folder, _settings())
-
-
-@pytest.fixture(scope="module")
-def packed(mini_coco: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a packed data set: real images where COCO_TINY names some."""
-    folder = tmp_path_factory.mktemp("dataset")
-    source = Path(os.environ.get("COCO_TINY") or mini_coco)
-    data = folder / "coco"
-    shutil.copytree(source, data, ignore=shutil.ignore_patterns("README*", "manifest.json"))
-    subprocess.run(["chmod", "-R", "u+w", str(data)], check=True)
-    for command in (["verify", data], ["pack", data, folder / "packed", "--name", "coco"]):
-        subprocess.run([sys.executable, "-m", "cocodata", *command], cwd=ROOT, check=True)
-    return folder / "packed"
 
 
 def test_up_from_bare_hosts(cluster: Hosts) -> None:
@@ -324,7 +273,7 @@ def test_everything_returns_after_a_reboot(cluster: Hosts) -> None:
 def test_backup_and_restore(cluster: Hosts) -> None:
     before = [row["id"] for row in cluster.status()["experiments"]]
     printed = cluster.succeed("backup")
-    found = re.search(r"([^\s'\"]+\.dump) holds the", printed)
+    found = re.search(r"([^\s'\"]+\.dump) contains the", printed)
     assert found
     cluster.succeed("restore", "--file", found[1])
     assert [row["id"] for row in cluster.status()["experiments"]] == before

@@ -1,6 +1,7 @@
 """A cluster on test hosts: its inventory, and the commands that people type on it."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -16,6 +17,12 @@ ROOT = Path(__file__).resolve().parents[3]
 NAME = "test-hosts"
 # What the tokens of Determined's sessions begin with.
 TOKEN = "v2.public."
+
+# What the environment changes; test_hosts_cluster.py says how.
+SMALL_IMAGE = os.environ.get("TEST_HOSTS_IMAGE", "")
+BUNDLE = os.environ.get("TEST_HOSTS_BUNDLE", "")
+PROXY = os.environ.get("TEST_HOSTS_PROXY", "") == "yes"
+INTERNET = not BUNDLE and not PROXY
 
 
 class Hosts:
