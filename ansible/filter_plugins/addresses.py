@@ -29,6 +29,19 @@ def networks_of(networks: Iterable[str], version: int) -> list[str]:
     return [str(network) for network in ipaddress.collapse_addresses(wanted)]
 
 
+def addresses_of(addresses: Iterable[str], version: int) -> list[str]:
+    """Return the addresses of one IP version, each once and in order.
+
+    Neighbours stay apart: a set of exact addresses takes no networks.
+
+    Raises:
+        ValueError: One of them is not an address.
+    """
+    parsed = {ipaddress.ip_address(address) for address in addresses}
+    wanted: Any = [address for address in parsed if address.version == version]
+    return [str(address) for address in sorted(wanted)]
+
+
 def source_address(destination: str) -> str:
     """Return this machine's address for connections to a destination; sends nothing.
 
@@ -58,6 +71,7 @@ class FilterModule:
         return {
             "bracketed": bracketed,
             "subject_names": subject_names,
+            "addresses_of": addresses_of,
             "networks_of": networks_of,
             "source_address": source_address,
         }

@@ -7,6 +7,9 @@ from types import ModuleType
 
 import pytest
 
+# Ansible replaces sys.intern, after which torch cannot be imported, which later tests need.
+import torch  # noqa: F401
+
 from tests.ansible.rendering import render
 
 ANSIBLE = Path(__file__).resolve().parents[2] / "ansible"

@@ -27,6 +27,14 @@ def test_networks_by_version(addresses: ModuleType) -> None:
         addresses.networks_of(["office"], 4)
 
 
+def test_addresses_by_version(addresses: ModuleType) -> None:
+    members = ["10.77.0.13", "fd00::2", "10.77.0.12", "fd00:0::2", "10.77.0.12"]
+    assert addresses.addresses_of(members, 4) == ["10.77.0.12", "10.77.0.13"]
+    assert addresses.addresses_of(members, 6) == ["fd00::2"]
+    with pytest.raises(ValueError, match="does not appear to be"):
+        addresses.addresses_of(["10.0.0.0/24"], 4)
+
+
 def test_this_machines_own_address(addresses: ModuleType) -> None:
     assert addresses.source_address("127.0.0.2").startswith("127.")
     # An address without a route.
