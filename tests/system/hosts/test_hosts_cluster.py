@@ -128,7 +128,7 @@ def test_access_without_a_certificate_is_refused(cluster: Hosts) -> None:
     refused = ["docker", "exec", "host2", "python3", "-c", probe]
     assert subprocess.run(refused, capture_output=True, check=False).returncode != 0
     assert not registers(2)
-    assert "stranger" not in json.dumps(cluster.status())
+    assert "false-agent" not in json.dumps(cluster.status())
     assert registers(2, "/etc/determined/tls/host")
 
 

@@ -143,7 +143,7 @@ def registers(number: int, certificate: str = "") -> bool:
         number: The host's number.
         certificate: Path of a certificate there, without its ending; empty for none.
     """
-    url = "https://10.77.0.11:8443/agents?id=stranger&version=0.38.1&resource_pool=default"
+    url = "https://10.77.0.11:8443/agents?id=false-agent&version=0.38.1&resource_pool=default"
     url += "&reconnect=false"
     upgrade = ["Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13"]
     headers = [*upgrade, "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="]
