@@ -149,11 +149,12 @@ def registers(number: int, certificate: str = "") -> bool:
     headers = [*upgrade, "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="]
     # The master's certificate is checked elsewhere.
     ask = ["curl", "-s", "-k", "-o", "/dev/null", "-w", "%{http_code}", "--http1.1", "-m", "3"]
-    ask += [f"--header={header}" for header in headers]
+    ask += [part for header in headers for part in ("--header", header)]
     ask += ["--cert", f"{certificate}.crt", "--key", f"{certificate}.key"] if certificate else []
     answer = subprocess.run(
         ["docker", "exec", f"host{number}", *ask, url], capture_output=True, text=True, check=False
     )
+    assert answer.stdout in {"101", "403", "000"}, answer
     return answer.stdout == "101"
 
 
