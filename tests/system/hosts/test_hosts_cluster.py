@@ -230,11 +230,11 @@ def test_a_host_is_drained_and_removed(cluster: Hosts) -> None:
     (row,) = [host for host in cluster.status()["hosts"] if host["host"] == "host4"]
     assert not row["enabled"]
     # Someone keeps its key.
-    on_host(4, "cp -r /etc/determined/tls /root/kept")
-    assert registers(4, "/root/kept/host")
+    on_host(4, "cp -r /etc/determined/tls /var/lib/kept")
+    assert registers(4, "/var/lib/kept/host")
     cluster.succeed("remove", "--host", "host4")
     assert_clean("host4")
-    assert not registers(4, "/root/kept/host")
+    assert not registers(4, "/var/lib/kept/host")
     assert not (ROOT / f".secrets/{NAME}/hosts/host4.key").exists()
     assert registers(3, "/etc/determined/tls/host")
     for number in (1, 2, 3):
