@@ -88,6 +88,8 @@ def images_with(layers: Collection[str]) -> dict[str, str]:
     These need not be sent: the host takes them out of its engine, to use them in another image.
     """
     found: dict[str, str] = {}
+    if not layers:
+        return found
     for identity, report in _images().items():
         found |= dict.fromkeys(set(_layers(report)).intersection(layers) - found.keys(), identity)
     return found
