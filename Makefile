@@ -99,10 +99,10 @@ image: setup ## Build the task image, which trials run in (BASE_IMAGE=)
 	@$(PY) docker/build_image.py "$$(docker/image-name.sh)" --base "$(BASE_IMAGE)"
 
 .PHONY: local-up
-local-up: setup ## Start a cluster on this machine (AGENTS= SLOTS= PORT= DATA= ARGS=)
+local-up: setup ## Start a cluster on this machine (GPUS=none AGENTS= SLOTS= PORT= DATA= ARGS=)
 	@$(mini_if_no_data)
 	@$(PY) -m cluster up --data "$(data_folder)" $(if $(AGENTS),--agents $(AGENTS)) \
-	    $(if $(SLOTS),--slots $(SLOTS)) $(if $(PORT),--port $(PORT)) $(ARGS)
+	    $(if $(SLOTS),--slots $(SLOTS)) $(if $(PORT),--port $(PORT)) $(if $(GPUS),--gpus $(GPUS)) $(ARGS)
 
 .PHONY: local-down
 local-down: setup ## Stop the cluster on this machine; its data stays

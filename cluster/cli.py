@@ -11,6 +11,7 @@ from cluster.checkpoints import fetch
 from cluster.connection import ROOT, MasterConnection, load_connection
 from cluster.errors import ClusterError
 from cluster.follow import follow
+from cluster.gpus import GpuChoice
 from cluster.local import LocalCluster
 from cluster.overlays import config_arguments, overlay_arguments
 from cluster.submit import submit
@@ -34,13 +35,18 @@ def up_command(
     *,
     data: Annotated[Path, typer.Option(help="Data set folder that trials read.")],
     agents: Annotated[int, typer.Option(min=1, help="Agents on this machine.")] = 1,
-    slots: Annotated[
-        int, typer.Option(min=1, help="Slots per agent without GPUs; each GPU is a slot.")
-    ] = 4,
+    slots: Annotated[int, typer.Option(min=1, help="Slots per agent of processors.")] = 4,
     port: Annotated[int, typer.Option(help="Port of the master on 127.0.0.1.")] = 8080,
+    gpus: Annotated[
+        GpuChoice,
+        typer.Option(
+            help="auto: each GPU is a slot, if there are any; none: train on processors; "
+            "required: no GPU is an error."
+        ),
+    ] = "auto",
 ) -> None:
     """Start the cluster on this machine."""
-    LocalCluster().up(console, data=data, agents=agents, slots=slots, port=port)
+    LocalCluster().up(console, data=data, agents=agents, slots=slots, port=port, gpus=gpus)
 
 
 @app.command("down")

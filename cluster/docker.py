@@ -66,14 +66,6 @@ def has_image(name: str) -> bool:
     return bool(run("image", "ls", "--quiet", name))
 
 
-def has_gpus() -> bool:
-    """Return whether the NVIDIA driver lists a GPU."""
-    if shutil.which("nvidia-smi") is None:
-        return False
-    listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-    return listing.returncode == 0 and "GPU 0" in listing.stdout
-
-
 def running_containers(label: str) -> list[dict[str, Any]]:
     """Return the running containers with a label, as `docker ps` lists them."""
     rows = run("ps", "--filter", f"label={label}", "--format", "{{json .}}")

@@ -24,6 +24,7 @@ from cluster.connection import (
     write_secret,
 )
 from cluster.errors import ClusterError
+from cluster.gpus import PROCESSORS, WAY_OUT, AgentGpus, GpuChoice, agent_gpus
 from cluster.template import local_template, set_template
 from cluster.users import ADMINISTRATOR, USER, ensure_user
 from cocodata import DatasetError
@@ -69,13 +70,20 @@ class LocalCluster:
         return SECRETS / self.name
 
     def up(
-        self, console: Console, *, data: Path, agents: int = 1, slots: int = 4, port: int = 8080
+        self,
+        console: Console,
+        *,
+        data: Path,
+        agents: int = 1,
+        slots: int = 4,
+        port: int = 8080,
+        gpus: GpuChoice = "auto",
     ) -> MasterConnection:
         """Start the cluster, or apply these settings to the running one.
 
         Raises:
-            ClusterError: Docker or an image is missing, the port is taken, or a service does not
-                start.
+            ClusterError: Docker or an image is missing, the port is taken, GPUs cannot be used, or
+                a service does not start.
         """
         started = time.monotonic()
         docker.require_engine()
@@ -84,9 +92,10 @@ class LocalCluster:
         if not docker.has_image(image):
             raise ClusterError(f"the task image {image} has not been built: make image")
         self._require_port(port)
+        given = agent_gpus(gpus, agents=agents, image=image, console=console)
         (self.state / "checkpoints").mkdir(parents=True, exist_ok=True)
         existed = self.env_file.is_file()
-        variables = self._write_env(image, port=port, slots=slots)
+        variables = self._write_env(image, port=port, slots=slots, gpus=given)
         if create_certificates(self.certificates) and existed:
             # A running cluster has other certificates or, from an earlier version, none, and trials
             # on the host's network: its trials resume in the new one.
@@ -107,6 +116,12 @@ class LocalCluster:
         )
         self._save_cluster_id()
         total_slots = wait_for_agents(administrator, agents)
+        if total_slots < given.slots:
+            raise ClusterError(
+                f"the agent has {total_slots} slots, but was given {given.slots} GPU(s): "
+                "nvidia-smi fails in its container. To see why: docker compose logs agent. "
+                f"{WAY_OUT}"
+            )
         set_template(administrator, local_template(image, self.state / "checkpoints"))
         password = self._user_password()
         ensure_user(administrator, password)
@@ -114,7 +129,7 @@ class LocalCluster:
         file = save_connection(connection)
         console.print(
             f"The cluster is ready after {time.monotonic() - started:.0f} s: {connection.master}, "
-            f"{agents} agent(s), {total_slots} slots; user {USER}, password in "
+            f"{agents} agent(s), {total_slots} slots ({given.kind}); user {USER}, password in "
             f"{file.relative_to(ROOT)}",
             highlight=False,
         )
@@ -179,14 +194,21 @@ class LocalCluster:
         self.state.mkdir(parents=True, exist_ok=True)
         (self.state / "cluster_id").write_text(f"{cluster_id}\n")
 
-    def _write_env(self, image: str, *, port: int, slots: int) -> dict[str, str]:
-        """Write the compose file's variables; keep existing passwords."""
+    def _write_env(
+        self, image: str, *, port: int, slots: int, gpus: AgentGpus = PROCESSORS
+    ) -> dict[str, str]:
+        """Write the compose file's variables and the GPUs' part of it; keep existing passwords."""
         before = read_variables(self.env_file)
-        gpus = docker.has_gpus()
+        files = ["docker-compose.yaml"]
+        if gpus.gpus:
+            file = self.state / "gpus.json"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(gpus.compose_file())
+            files.append(str(file))
         variables = read_versions()
         variables |= {
             "COMPOSE_PROJECT_NAME": self.project,
-            "COMPOSE_FILE": "docker-compose.yaml" + (":docker/local/gpu.yaml" if gpus else ""),
+            "COMPOSE_FILE": ":".join(files),
             "TASK_IMAGE": image,
             "MASTER_PORT": str(port),
             "SLOTS": str(slots),

@@ -141,14 +141,14 @@ def test_a_cluster_without_these_certificates_is_stopped_first(
 
     monkeypatch.setattr(docker, "compose", compose)
     monkeypatch.setattr(docker, "run", lambda *arguments: "")
-    for name in ("require_engine", "has_image", "has_gpus"):
+    for name in ("require_engine", "has_image"):
         monkeypatch.setattr(docker, name, lambda *_: True)
     if existed:
         local._write_env("image:1", port=1, slots=4)
     if certificates:
         create_certificates(local.certificates)
     with pytest.raises(ClusterError, match="no further"):
-        local.up(Console(quiet=True), data=tmp_path, port=1)
+        local.up(Console(quiet=True), data=tmp_path, port=1, gpus="none")
     assert calls == expected
     assert not create_certificates(local.certificates)
 

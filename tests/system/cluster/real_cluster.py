@@ -49,7 +49,12 @@ class RealCluster:
         if self._size is not None:
             self.stop()
         self.connection = self.local.up(
-            self.console, data=self.data, agents=agents, slots=slots, port=self.port
+            self.console,
+            data=self.data,
+            agents=agents,
+            slots=slots,
+            port=self.port,
+            gpus="none",
         )
         self.master = self.connection.login()
         self._size = (agents, slots)
