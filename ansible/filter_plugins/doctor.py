@@ -23,6 +23,7 @@ def _load(name: str) -> ModuleType:
 
 
 checks, services, daemon_settings = _load("checks"), _load("services"), _load("daemon_settings")
+gpu_tests = _load("gpu_tests")
 
 Check = dict[str, Any]
 
@@ -46,7 +47,7 @@ def doctor_checks(
         hosts: gather_state_hosts of the role gather_state.
         status: The same hosts as cluster_status presents them.
         measurements: doctor_measurements of the role doctor: host -> tls, certificates, daemon,
-            read, storage, all_reduce.
+            read, storage, gpus, all_reduce.
         settings: doctor_settings of the role doctor.
     """
     found = [*_master(status, settings)]
@@ -71,6 +72,8 @@ def doctor_checks(
             found += _agent(host, rows[host], status, settings)
             found += _read_rate(host, measured["read"], settings)
             found += _storage(host, measured["storage"], settings)
+            minimum = settings["host"]["nvidia_driver_minimum"]
+            found += gpu_tests.container_checks(measured["gpus"], host, minimum)
             found += _all_reduce(host, measured["all_reduce"])
     found += _data(rows, reached, settings)
     return found

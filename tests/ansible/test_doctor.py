@@ -100,6 +100,7 @@ class Cluster:
                 "daemon": {"changed": False, "installed": True, "userns_remap": ""},
                 "read": {"bytes": 10**9, "seconds": 2.0},
                 "storage": {"rc": 0},
+                "gpus": {},
                 "all_reduce": {"stdout": "noise\n" + json.dumps(result), "rc": 0},
             }
             for name in self.hosts
