@@ -72,9 +72,10 @@ def submit(connection: MasterConnection, config: Path, arguments: Sequence[str])
             rejects the experiment.
     """
     content = load_submittable_config(config, arguments)
-    slots = (content.get("resources") or {}).get("slots_per_trial", 1)
+    resources = content.get("resources") or {}
+    slots = resources.get("slots_per_trial", 1)
     if isinstance(slots, int):  # the master rejects anything else
-        require_capacity(connection, slots)
+        print(require_capacity(connection, slots, resources.get("resource_pool")), flush=True)
     # Not the `det` on the PATH, which may belong to another environment.
     command = [sys.executable, "-m", "determined.cli", "experiment", "create"]
     command += [str(config), str(ROOT), "--template", connection.template, *arguments]

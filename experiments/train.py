@@ -23,9 +23,11 @@ import typer  # noqa: E402
 from cocodata import DatasetError  # noqa: E402
 from experiments.checkpoints.contents import CheckpointError  # noqa: E402
 from experiments.input import SampleError  # noqa: E402
-from experiments.runtime.devices import DeviceError, require_usable_gpus  # noqa: E402
+from experiments.runtime.devices import idle_gpus, require_usable_gpus  # noqa: E402
+from experiments.runtime.gpus import DeviceError  # noqa: E402
 from experiments.runtime.interface import use_trial_interface  # noqa: E402
 from experiments.runtime.process import prepare_process  # noqa: E402
+from experiments.runtime.slots import require_own_gpu  # noqa: E402
 from experiments.settings.experiment import load_config  # noqa: E402
 from experiments.settings.hparams import HParamError  # noqa: E402
 from experiments.settings.yaml_files import ConfigError  # noqa: E402
@@ -101,8 +103,11 @@ def main(
     try:
         require_usable_gpus()
         if info is not None and info.task_type == "TRIAL":
+            require_own_gpu(info)
             train(ClusterRun(info))
             return
+        if notice := idle_gpus():
+            print(notice, file=sys.stderr)
         if config is None:
             raise ConfigError("no cluster here: give --config FILE, such as experiments/const.yaml")
         loaded = load_config(config, overlays=overlays or [], settings=settings or [], data=data)

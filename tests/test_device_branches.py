@@ -54,6 +54,12 @@ TABLE = {
     "experiments/runtime/devices.py: require_usable_gpus": (
         "tests/experiments/runtime/test_devices.py"
     ),
+    "experiments/runtime/devices.py: require_capability": (
+        "tests/experiments/runtime/test_devices.py"
+    ),
+    "experiments/runtime/devices.py: idle_gpus": "tests/experiments/runtime/test_devices.py",
+    "experiments/runtime/agents.py: gpu_slots": "tests/experiments/runtime/test_slots.py",
+    "experiments/runtime/slots.py: require_own_gpu": "tests/experiments/runtime/test_slots.py",
     "experiments/runtime/devices.py: _torch_error": "tests/experiments/runtime/test_devices.py",
     "experiments/runtime/provenance.py: device": "test_the_record_names_the_gpu",
     "experiments/runtime/communication.py: TorchCommunicator.__init__": "test_collectives_of_nccl",
@@ -360,6 +366,13 @@ def test_devices_of_the_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert devices.best_device() == torch.device("cuda")
     assert inference._device("cuda:1") == torch.device("cuda", 1)
+    with monkeypatch.context() as old:
+        old.setattr(torch.cuda, "device_count", lambda: 2)
+        old.setattr(torch.cuda, "get_device_name", lambda index: f"model {index}")
+        old.setattr(torch.cuda, "get_device_capability", lambda index: (8 - index, 0))
+        assert devices.best_device().type == inference._device("cuda:0").type == "cuda"
+        with pytest.raises(ValueError, match=r"GPU 1 \(model 1\) has compute capability 7\.0"):
+            inference._device("cuda:1")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="--device cpu"):
         inference._device("cuda:1")

@@ -16,7 +16,7 @@ from rich.progress import (
 )
 
 from experiments.input import Batch, InputConfig
-from experiments.runtime.devices import allow_tf32, best_device
+from experiments.runtime.devices import allow_tf32, best_device, require_capability
 from experiments.runtime.process import default_threads
 from model import DetectorConfig, EfficientDet
 
@@ -43,7 +43,7 @@ def open_detector(
 
     Raises:
         CheckpointError: The checkpoint is missing or unusable.
-        ValueError: There is no such model or device.
+        ValueError: There is no such model or device, or torch has no code for the GPU.
     """
     from experiments.checkpoints.detectors import load_detector
 
@@ -65,6 +65,8 @@ def _device(name: str) -> torch.device:
         raise ValueError(f"unknown device {name!r}: choose one of {', '.join(DEVICES)}") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError("there is no usable GPU: use --device cpu")
+    if device.type == "cuda":
+        require_capability(device.index or 0)
     return device
 
 

@@ -10,10 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import determined as det
 from determined.common import api
+from determined.common.api import authentication, certs
 from determined.experimental import Determined
 
 if TYPE_CHECKING:  # imports torch, which takes seconds
     from determined import pytorch
+
+
+def task_session(info: det.ClusterInfo) -> api.Session:
+    """Create the session of a task, before its trial has one."""
+    certificate = certs.default_load(info.master_url)
+    return authentication.login_from_task(info.master_url, certificate)
 
 
 def client_of(session: api.Session) -> Determined:

@@ -6,19 +6,34 @@ from pathlib import Path
 
 import torch
 
-# For CUDA 13, which the installed torch and DALI are built for (CUDA's release notes, table 3).
-MIN_DRIVER_VERSION = 580
+from experiments.runtime.gpus import (
+    PCI_DEVICES,
+    DeviceError,
+    gpus_on_bus,
+    require_driver,
+    runs_on,
+    unsupported,
+)
+
 _DRIVER = Path("/proc/driver/nvidia/version")
+_WAY_OUT = "To use the CPU anyway, set CUDA_VISIBLE_DEVICES=-1"
 
 
-class DeviceError(ValueError):
-    """This machine's GPUs cannot be used; the message says why and what to do."""
+def gpus_are_hidden() -> bool:
+    """Return whether the environment says that no GPU is to be used."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+
+
+def _device_files(devices: Path) -> int:
+    """Return for how many GPUs there is a device file."""
+    return sum(bool(re.fullmatch(r"nvidia\d+", path.name)) for path in devices.glob("nvidia*"))
 
 
 def require_usable_gpus(devices: Path = Path("/dev"), driver: Path = _DRIVER) -> None:
     """Check that torch can use this machine's GPUs, if there are any and they are not hidden.
 
-    With a driver that is too old, torch merely warns, and would train on the CPU for days.
+    With a driver that is too old, torch merely warns, and would train on the CPU for days. On a GPU
+    that it has no code for, it fails at the first kernel.
 
     Args:
         devices: The folder of device files.
@@ -27,21 +42,58 @@ def require_usable_gpus(devices: Path = Path("/dev"), driver: Path = _DRIVER) ->
     Raises:
         DeviceError: There are GPUs, but torch cannot use them.
     """
-    gpus = [path for path in devices.glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name)]
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    if not gpus or hidden or torch.cuda.is_available():
+    if torch.cuda.is_available():
+        require_capability(_own_gpu())
+        return
+    gpus = _device_files(devices)
+    if not gpus or gpus_are_hidden():
         return
     version = _driver_version(driver)
-    remedy = "To use the CPU anyway, set CUDA_VISIBLE_DEVICES=-1"
-    if version is not None and int(version.partition(".")[0]) < MIN_DRIVER_VERSION:
-        raise DeviceError(
-            f"this machine's NVIDIA driver is {version}, but CUDA 13 needs {MIN_DRIVER_VERSION} or "
-            f"newer. Install a newer driver (make cluster-up installs the one that the setting "
-            f"nvidia_driver_package names). {remedy}"
-        )
+    try:
+        require_driver(version)
+    except DeviceError as error:
+        raise DeviceError(f"{error}. {_WAY_OUT}") from None
     raise DeviceError(
-        f"this machine has {len(gpus)} GPU(s), driver {version or 'unknown'}, but torch cannot "
-        f"use them: {_torch_error()}. If this is a container, start it with --gpus. {remedy}"
+        f"this machine has {gpus} GPU(s), driver {version or 'unknown'}, but torch cannot "
+        f"use them: {_torch_error()}. If this is a container, start it with --gpus. {_WAY_OUT}"
+    )
+
+
+def require_capability(index: int) -> None:
+    """Check that torch has code for a GPU.
+
+    Raises:
+        DeviceError: It has none; the message says for which GPUs it has.
+    """
+    architectures = torch.cuda.get_arch_list()
+    if index >= torch.cuda.device_count() or not architectures:
+        return
+    capability = torch.cuda.get_device_capability(index)
+    if not runs_on(capability, architectures):
+        gpu = f"GPU {index} ({torch.cuda.get_device_name(index)})"
+        raise DeviceError(
+            f"{unsupported(gpu, capability, architectures)}. To use another GPU, set "
+            f"CUDA_VISIBLE_DEVICES to its number. {_WAY_OUT}"
+        )
+
+
+def _own_gpu() -> int:
+    """Return the number of this rank's GPU; every launcher sets one of these variables."""
+    names = ("LOCAL_RANK", "HOROVOD_LOCAL_RANK")
+    return int(next((os.environ[name] for name in names if name in os.environ), "0"))
+
+
+def idle_gpus(devices: Path = Path("/dev"), pci: Path = PCI_DEVICES) -> str | None:
+    """Say that this machine has GPUs of which the driver knows nothing; None if it has none."""
+    if torch.cuda.is_available() or gpus_are_hidden() or _device_files(devices):
+        return None
+    count = gpus_on_bus(pci)
+    if not count:
+        return None
+    return (
+        f"this machine has {count} NVIDIA GPU(s) on its PCI bus that are not used: the driver is "
+        "missing or not loaded (nvidia-smi says more), or this is a container that was started "
+        "without --gpus"
     )
 
 

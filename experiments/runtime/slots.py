@@ -1,0 +1,63 @@
+"""The slots of a trial: stops one that should be on a GPU and has none.
+
+Determined's scheduler counts slots and knows no kind of them, so a trial for GPUs can get a slot of
+a processor in a pool that has both. And the GPU of a slot can be missing in its container. torch
+would train on the processor for days in both cases.
+"""
+
+import os
+
+import determined as det
+import torch
+from determined.common.api import bindings, errors
+
+from experiments.runtime.agents import gpu_slots
+from experiments.runtime.determined_internals import task_session
+from experiments.runtime.devices import gpus_are_hidden
+from experiments.runtime.gpus import DeviceError
+
+_WAY_OUT = (
+    "To train on processors, set CUDA_VISIBLE_DEVICES=-1 in the experiment's "
+    "environment.environment_variables"
+)
+
+
+def require_own_gpu(info: det.ClusterInfo) -> None:
+    """Check that a trial sees a GPU if its slots are GPUs, or others of its pool are.
+
+    Raises:
+        DeviceError: It sees none; the message says what its slots are.
+    """
+    if torch.cuda.is_available() or gpus_are_hidden() or not info.slot_ids:
+        return
+    try:
+        agents = bindings.get_GetAgents(task_session(info), excludeContainers=True).agents
+    except (errors.BadRequestException, OSError) as error:
+        print(f"training on processors; the master does not say if that is right: {error}")
+        return
+    own = next((agent for agent in agents if agent.id == info.agent_id), None)
+    if own is None:
+        return
+    models = [model for slot, model in gpu_slots(own).items() if slot in info.slot_ids]
+    if models:
+        raise DeviceError(
+            f"this trial has {len(models)} GPU slot(s) of agent {info.agent_id} "
+            f"({', '.join(sorted(set(models)))}), but its container sees no GPU "
+            f"(NVIDIA_VISIBLE_DEVICES={os.environ.get('NVIDIA_VISIBLE_DEVICES', '')}). Run "
+            "nvidia-smi on that host, then make cluster-doctor; on this machine's own cluster, run "
+            f"make local-up again. {_WAY_OUT}"
+        )
+    pools = set(own.resourcePools or [])
+    with_gpus = [
+        agent.id
+        for agent in agents
+        if agent.enabled and pools & set(agent.resourcePools or []) and gpu_slots(agent)
+    ]
+    if with_gpus:
+        raise DeviceError(
+            f"this trial is on processors of agent {info.agent_id}, but agent(s) "
+            f"{', '.join(sorted(with_gpus))} of the same resource pool have GPUs: Determined "
+            "chooses among slots without regard to their kind. Give the agents with GPUs a pool of "
+            "their own, and name it in the experiment's resources.resource_pool, or drain the "
+            f"agents without (make cluster-drain). {_WAY_OUT}"
+        )
