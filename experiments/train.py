@@ -54,7 +54,7 @@ def train(home: RunHome) -> None:
         start = home.starting_point(context)
         if start.finished:
             return
-        run = prepare_run(home, context.distributed, start)
+        run = prepare_run(home, context.distributed, start, context.device)
         is_chief = run.communicator.rank == 0
         if is_chief:
             home.begin(context, run)

@@ -44,7 +44,6 @@ TABLE = {
     "model/detection/losses.py: _chunks": "test_targets_and_loss_of_a_device",
     f"{TRIAL}._build_scaler": "test_a_training_step_on_a_gpu",
     f"{TRIAL}._autocast": "test_a_training_step_on_a_gpu",
-    f"{TRIAL}._input_device": "test_the_trials_input_on_a_gpu",
     f"{TRIAL}._training_input": "test_the_trials_input_on_a_gpu",
     f"{TRIAL}.build_training_data_loader": ("test_the_trials_input_on_a_gpu"),
     "experiments/evaluation/loop.py: detect_batch": "test_an_evaluation_step_on_a_gpu",
@@ -68,6 +67,9 @@ TABLE = {
     ),
     "experiments/runtime/communication.py: start_distributed": "test_collectives_of_nccl",
     "experiments/input/input_config.py: InputConfig.torch_device": "test_the_stream_on_a_gpu",
+    "experiments/input/decoder.py: input_device": "tests/experiments/input/test_decoder.py",
+    "experiments/input/decoder.py: jpeg_decoder": "tests/experiments/input/test_decoder.py",
+    "experiments/input/decoder.py: _jpeg_engines": "tests/experiments/input/test_decoder.py",
     "experiments/input/stream.py: DaliStream.__init__": "test_the_stream_on_a_gpu",
     "experiments/input/stream.py: DaliStream._outputs": "test_the_stream_on_a_gpu",
     "experiments/input/pipeline.py: image_pipeline": "test_the_graph_gets_its_gpu",
@@ -285,6 +287,9 @@ def test_the_trials_input_on_a_gpu(gpu_trial: EfficientDetTrial) -> None:
         "gpu",
         0,
     )
+    object.__setattr__(gpu_trial.hparams, "hardware_decoder", True)
+    assert gpu_trial._training_input().hardware_decoder
+    assert not gpu_trial._evaluation_input().hardware_decoder  # can be repeated
     config = inference.evaluation_input(gpu_trial.detector.config, device=torch.device("cuda", 3))
     assert (config.device, config.device_id) == ("gpu", 3)
 

@@ -2,11 +2,14 @@
 
 Determined puts a trial over several agents on the host's network, where its ports are open to the
 LAN, and publishes ports of all others. Whoever reaches a trial's ports runs code in it. So agents
-reach Docker's socket only through this program, which changes two things:
+reach Docker's socket only through this program, which changes three things:
 
 - A new container joins the network TRIAL_NETWORK, whichever was asked for, and publishes no port.
 - A container's description says that its exposed ports are at its own address in that network.
   Determined tells the other processes of the trial to meet there.
+- A new container with GPUs also gets the driver's video libraries, which a GPU's JPEG engines need.
+  Determined asks for `compute` and `utility` alone, which engines before 29.2 put above the image's
+  NVIDIA_DRIVER_CAPABILITIES.
 
 Everything else is passed on as it is. Each connection serves one request.
 """
@@ -37,6 +40,27 @@ def on_network(request: dict[str, Any], network: str) -> dict[str, Any]:
         "PortBindings": {},
     }
     return {**request, "HostConfig": host, "NetworkingConfig": {}}
+
+
+def with_video(request: dict[str, Any]) -> dict[str, Any]:
+    """Return the request for a container whose NVIDIA GPUs come with the video libraries."""
+    host = request.get("HostConfig") or {}
+    devices = [
+        {
+            **device,
+            # Alternatives, each of which is a list of capabilities.
+            "Capabilities": [
+                [*names, "video"] if "gpu" in names and "video" not in names else names
+                for names in device.get("Capabilities") or []
+            ],
+        }
+        if device.get("Driver") == "nvidia"
+        else device
+        for device in host.get("DeviceRequests") or []
+    ]
+    if not devices:
+        return request
+    return {**request, "HostConfig": {**host, "DeviceRequests": devices}}
 
 
 def with_own_ports(description: dict[str, Any]) -> dict[str, Any]:
@@ -119,7 +143,7 @@ class TrialNetwork:
             return
         fields.remove(lengths[0])
         body = await reader.readexactly(int(lengths[0].partition(":")[2]))
-        changed = json.dumps(on_network(json.loads(body), self.network)).encode()
+        changed = json.dumps(with_video(on_network(json.loads(body), self.network))).encode()
         fields.append(f"Content-Length: {len(changed)}")
         await self._pass_on(_head(request, fields) + changed, reader, writer)
 

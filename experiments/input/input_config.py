@@ -33,6 +33,7 @@ class InputConfig:
         recount: Maximum number of rectangles that are erased in an image.
         device: Device of decoding, augmentation and batches: cpu or gpu.
         device_id: Number of the GPU; ignored on a CPU.
+        hardware_decoder: Whether the GPU's JPEG engines decode a share of the images.
         threads: CPU threads of the pipeline.
         prefetch: Number of batches to prefetch.
         seed: The run's seed; used by training only.
@@ -50,6 +51,7 @@ class InputConfig:
     recount: int = 1
     device: str = "cpu"
     device_id: int = 0
+    hardware_decoder: bool = False
     threads: int = field(default_factory=default_threads)
     prefetch: int = 2
     seed: int = 0

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from nvidia.dali import Pipeline, fn, pipeline_def, types
 
 from experiments.input.augmentation import Geometry
+from experiments.input.decoder import HARDWARE_SHARE
 from experiments.input.input_config import INTERPOLATIONS, InputConfig
 
 JPEG_END = (0xFF, 0xD9)
@@ -78,13 +79,15 @@ def _graph(config: InputConfig, source: Callable[[], PipelineInputs]) -> Any:
     encoded = fn.io.file.read(paths, dont_use_mmap=True)
     # Annotations are for the pixels as stored, so EXIF orientation is ignored. With fancy
     # upsampling, GPU decoders interpolate chroma like libjpeg, so images are the same on both
-    # devices.
+    # devices. How images are shared between a GPU's JPEG engines and CUDA depends on the batch, and
+    # their pixels differ: without the engines, a run can be repeated.
     images = fn.decoders.image(
         encoded,
         device="mixed" if config.device == "gpu" else "cpu",
         output_type=types.RGB,
         adjust_orientation=False,
         jpeg_fancy_upsampling=True,
+        hw_decoder_load=HARDWARE_SHARE if config.hardware_decoder else 0.0,
     )
     # Without antialiasing, pixels of downsized images differ from Pillow's by up to 35 of 255.
     resized = fn.resize(

@@ -181,8 +181,8 @@ class Precision(_Group):
 class Input(_Group):
     """Input.
 
-    Used in `experiments/training/trial.py`, `experiments/training/detector.py` and
-    `experiments/training/dataset.py`.
+    Used in `experiments/training/trial.py`, `experiments/training/detector.py`,
+    `experiments/training/dataset.py` and `experiments/input/decoder.py`.
     """
 
     seed: Whole = 42
@@ -209,6 +209,8 @@ class Input(_Group):
     """Most rectangles erased in an image; to erase none, set `reprob: 0`."""
     input_device: Literal["auto", "cpu", "gpu"] = "auto"
     """Where JPEGs are decoded; auto: on the GPU if there is one."""
+    hardware_decoder: bool = False
+    """Decode a share of training images with the GPU's JPEG engines, whose pixels may vary."""
     input_threads: PositiveWhole | None = None
     """CPU threads of a rank's input; null: one per core that the rank may use."""
     pin_mem: bool = False
@@ -258,6 +260,9 @@ class HParams(Evaluation, Input, Precision, Optimization, Loss, Detector):
             ),
             "min_loss_scale acts on float16 only: set amp: true and amp_dtype: float16": (
                 self.min_loss_scale is not None and not float16
+            ),
+            "hardware_decoder acts on a GPU only: set input_device: auto or gpu": (
+                self.hardware_decoder and self.input_device == "cpu"
             ),
             f"decay_rate {self.decay_rate:g} must be below 1 with sched: plateau": (
                 self.sched == "plateau" and self.decay_rate >= 1

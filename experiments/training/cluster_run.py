@@ -128,6 +128,7 @@ class ClusterRun:
         """Print the settings, and store with the master what the trial runs on."""
         hparams = run.config.hparams
         print("hyperparameters:", changed_from_default(hparams), flush=True)
+        print(f"device: {provenance.device()}; images decoded by: {run.decoder}", flush=True)
         notice = random_backbone_notice(hparams)
         if notice and run.start.checkpoint is None:
             print(notice, flush=True)
@@ -137,6 +138,7 @@ class ClusterRun:
                 "versions": provenance.versions(),
                 "machine": provenance.machine(),
                 "device": provenance.device(),
+                "decoder": run.decoder,
             },
         )
 

@@ -29,8 +29,12 @@ from reporting.tables import metrics_table
 
 _STARTED = "run.json"
 _FINISHED = "summary.json"
-# Settings that may differ between the parts of one run, since no batch or weight depends on them.
-_FREE = {"input_threads", "input_device", "pin_mem", "compile", "eval_batch_size"}
+# Settings that may differ between the parts of one run, since no batch or weight depends on them
+# (but for the last bits of pixels, which depend on the decoder).
+_FREE = {
+    *("input_threads", "input_device", "hardware_decoder"),
+    *("pin_mem", "compile", "eval_batch_size"),
+}
 
 
 class RunError(RuntimeError):
@@ -143,6 +147,7 @@ class LocalRun:
             "commit": provenance.commit(),
             "versions": provenance.versions(),
             "machine": provenance.machine(),
+            "decoder": run.decoder,
         }
         write_atomically(self.folder / _STARTED, json.dumps(content, indent=1))
         self._began = time.monotonic()
@@ -203,6 +208,7 @@ def _opening_lines(run: Run) -> str:
         f"{hparams.global_batch_size} over {run.communicator.size} rank(s)",
         f"hyperparameters: {json.dumps(changed_from_default(hparams))}",
     ]
+    lines.append(f"device: {provenance.device()}; images decoded by: {run.decoder}")
     notice = random_backbone_notice(hparams)
     if notice and not run.first_batch:
         lines.append(notice)

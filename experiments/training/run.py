@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from determined import core, pytorch
 
 from cocodata import Split
 from experiments.evaluation.loop import Evaluation
+from experiments.input.decoder import input_device, jpeg_decoder
 from experiments.runtime.communication import Communicator, communicator
 from experiments.settings.experiment import ExperimentConfig
 from experiments.settings.hparams import HParamError
@@ -38,6 +40,7 @@ class Run:
     start: StartingPoint = StartingPoint()
     folder: Path | None = None  # of a run without a cluster
     searched_trial: int | None = None  # id of a trial that a search may stop early
+    decoder: str = "CPU"  # of the training images, in words
 
     @property
     def first_batch(self) -> int:
@@ -85,11 +88,23 @@ class RunHome(Protocol):
         ...
 
 
-def prepare_run(home: RunHome, distributed: core.DistributedContext, start: StartingPoint) -> Run:
+def prepare_run(
+    home: RunHome,
+    distributed: core.DistributedContext,
+    start: StartingPoint,
+    device: torch.device,
+) -> Run:
     """Load the data and divide the work among the ranks.
+
+    Args:
+        home: Where the run lives.
+        distributed: The ranks.
+        start: Where to start.
+        device: The device that this rank trains on.
 
     Raises:
         DatasetError: the data set is invalid, or machines have different ones.
+        DeviceError: this rank's GPU lacks the decoder that the run asks for.
         HParamError: the global batch cannot be divided among the ranks.
     """
     ranks = communicator()
@@ -99,6 +114,8 @@ def prepare_run(home: RunHome, distributed: core.DistributedContext, start: Star
             f"global_batch_size: {batch_size} cannot be divided among {ranks.size} ranks; use a "
             f"multiple of {ranks.size}"
         )
+    decodes = input_device(home.config.hparams, device, ranks.local_rank)
+    decoder = jpeg_decoder(decodes, hardware=home.config.hparams.hardware_decoder)
     train, val = load_splits(home.config, distributed)
     return Run(
         config=home.config,
@@ -109,4 +126,5 @@ def prepare_run(home: RunHome, distributed: core.DistributedContext, start: Star
         start=start,
         folder=home.folder,
         searched_trial=home.searched_trial,
+        decoder=decoder,
     )

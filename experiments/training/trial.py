@@ -15,6 +15,7 @@ from experiments.evaluation import CocoGroundTruth
 from experiments.evaluation.inference import evaluation_input
 from experiments.evaluation.loop import Evaluation, SplitEvaluator, evaluate_detector
 from experiments.input import EvalLoader, FakeLoader, InputConfig, Labeler, TrainLoader
+from experiments.input.decoder import input_device
 from experiments.runtime.communication import HorovodCommunicator
 from experiments.settings.hparams import HParams
 from experiments.training.callbacks import RunRecorder, TrainerState
@@ -130,10 +131,7 @@ class EfficientDetTrial(pytorch.PyTorchTrial):
 
     @property
     def _input_device(self) -> torch.device:
-        chosen = self.hparams.input_device
-        if chosen == "cpu" or (chosen == "auto" and self.device.type != "cuda"):
-            return torch.device("cpu")
-        return torch.device("cuda", self.communicator.local_rank)
+        return input_device(self.hparams, self.device, self.communicator.local_rank)
 
     def _evaluation_input(self) -> InputConfig:
         return evaluation_input(
@@ -154,6 +152,7 @@ class EfficientDetTrial(pytorch.PyTorchTrial):
             recount=hparams.recount,
             device="gpu" if self._input_device.type == "cuda" else "cpu",
             device_id=self.communicator.local_rank,
+            hardware_decoder=hparams.hardware_decoder,
             seed=hparams.seed,
             channels_last=hparams.channels_last,
             **({"threads": hparams.input_threads} if hparams.input_threads else {}),

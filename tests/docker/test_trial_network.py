@@ -116,6 +116,35 @@ def test_a_container_without_settings_is_on_the_network_too() -> None:
     assert network.on_network({"HostConfig": None}, "n")["HostConfig"]["NetworkMode"] == "n"
 
 
+# As Determined's agent asks for GPUs (agent/internal/containers/spec.go).
+GPUS = {
+    "Driver": "nvidia",
+    "Count": 0,
+    "DeviceIDs": ["GPU-0a", "GPU-1a"],
+    "Capabilities": [["gpu", "compute", "utility"]],
+    "Options": None,
+}
+
+
+def test_a_container_with_gpus_gets_the_video_libraries(tmp_path: Path) -> None:
+    """Nothing else of the request changes, nor a request of another kind."""
+    docker = FakeDocker(b"HTTP/1.1 201 Created\r\nContent-Length: 2\r\n\r\n{}")
+    other = {"Driver": "cdi", "DeviceIDs": ["vendor.com/gpu=0"], "Capabilities": [["gpu"]]}
+    host = {"ShmSize": 64, "DeviceRequests": [GPUS, other]}
+    body = {"Image": "task:1", "HostConfig": host}
+    run(docker, tmp_path, exchange(post("/v1.45/containers/create", body)))
+    content = json.loads(docker.requests[0].partition(b"\r\n\r\n")[2])
+    changed = {**GPUS, "Capabilities": [["gpu", "compute", "utility", "video"]]}
+    assert content["HostConfig"]["DeviceRequests"] == [changed, other]
+    assert content["HostConfig"]["ShmSize"] == 64
+    assert network.with_video(content) == content
+
+
+@pytest.mark.parametrize("host", [None, {}, {"DeviceRequests": None}, {"DeviceRequests": []}])
+def test_a_container_without_gpus_gets_nothing(host: Any) -> None:
+    assert network.with_video({"HostConfig": host}) == {"HostConfig": host}
+
+
 def test_a_request_of_unknown_length_is_refused(tmp_path: Path) -> None:
     docker = FakeDocker()
     request = b"POST /containers/create HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from cocodata import load_split
 from experiments.checkpoints.detectors import load_detector
@@ -55,12 +56,26 @@ def test_options_train_to_the_end(options: dict[str, Any], mini_coco: Path, tmp_
     output = launched.run(config, out)
     if "val_skip" in options:
         assert "on 7 validation images" in output  # of 19
+    decoder = json.loads((out / "run.json").read_text())["decoder"]
+    assert f"images decoded by: {decoder}\n" in output
+    assert decoder == ("CUDA" if torch.cuda.is_available() else "CPU")
     newest = LocalCheckpoints(out).newest()
     assert newest is not None
     detector = load_detector(LocalCheckpoints(out).folder(newest))
     size = options.get("image_size", [128, 128])
     assert list(detector.config.image_size) == size
     assert detector.config.num_classes == load_split(mini_coco, "val2017").categories.num_classes
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, which may have engines")
+def test_a_decoder_that_this_machine_lacks_is_refused(mini_coco: Path, tmp_path: Path) -> None:
+    config = launched.write_config(tmp_path, mini_coco, **SHORT, hardware_decoder=True)
+    process = launched.start(config, tmp_path / "run")
+    assert process.wait(timeout=120) == 1
+    log = " ".join((tmp_path / "run.log").read_text().split())
+    assert "hardware_decoder is set, but images are decoded on the processor here" in log
+    assert "Traceback" not in log
 
 
 @pytest.mark.slow
