@@ -25,7 +25,7 @@ from experiments.checkpoints.contents import CheckpointError  # noqa: E402
 from experiments.input import SampleError  # noqa: E402
 from experiments.runtime.devices import idle_gpus, require_usable_gpus  # noqa: E402
 from experiments.runtime.gpus import DeviceError  # noqa: E402
-from experiments.runtime.interface import use_trial_interface  # noqa: E402
+from experiments.runtime.interface import other_hosts, use_trial_interface  # noqa: E402
 from experiments.runtime.process import prepare_process  # noqa: E402
 from experiments.runtime.slots import require_own_gpu  # noqa: E402
 from experiments.settings.experiment import load_config  # noqa: E402
@@ -48,7 +48,6 @@ USER_ERRORS = (
 def train(home: RunHome) -> None:
     """Train a run from its starting point to its last batch."""
     seed = home.config.hparams.seed
-    use_trial_interface()
     prepare_process(seed)
     with home.open() as context:
         start = home.starting_point(context)
@@ -104,6 +103,7 @@ def main(
         require_usable_gpus()
         if info is not None and info.task_type == "TRIAL":
             require_own_gpu(info)
+            use_trial_interface(other_hosts(info))
             train(ClusterRun(info))
             return
         if notice := idle_gpus():
@@ -111,6 +111,7 @@ def main(
         if config is None:
             raise ConfigError("no cluster here: give --config FILE, such as experiments/const.yaml")
         loaded = load_config(config, overlays=overlays or [], settings=settings or [], data=data)
+        use_trial_interface()
         train(LocalRun(loaded, out.resolve(), fresh=fresh, skip_damaged=skip_damaged))
     except USER_ERRORS as error:
         print_error(str(error))
