@@ -23,7 +23,7 @@ def _load(name: str) -> ModuleType:
 
 
 checks, services, daemon_settings = _load("checks"), _load("services"), _load("daemon_settings")
-gpu_tests = _load("gpu_tests")
+gpu_tests, networks = _load("gpu_tests"), _load("networks")
 
 Check = dict[str, Any]
 
@@ -75,6 +75,16 @@ def doctor_checks(
             minimum = settings["host"]["nvidia_driver_minimum"]
             found += gpu_tests.container_checks(measured["gpus"], host, minimum)
             found += _all_reduce(host, measured["all_reduce"])
+    found += networks.trial_interface_checks(
+        {
+            host: {
+                "interfaces": state["probe"]["interfaces"],
+                "wanted": settings["trial_interfaces"][host],
+            }
+            for host, state in reached.items()
+            if state["agent"]
+        }
+    )
     found += _data(rows, reached, settings)
     return found
 

@@ -27,6 +27,7 @@ DOCTOR_SETTINGS = {
     "data_path": "/data/coco",
     "secrets": "/project/.secrets/main",
     "services": SERVICES,
+    "trial_interfaces": {"node1": "", "node2": ""},
     "host": {**SETTINGS, "ports": {}},
 }
 
@@ -51,6 +52,7 @@ class Cluster:
             "provisioned": True,
             "units": UNITS,
             "exposed": [],
+            "interfaces": {"lo": ["127.0.0.1"], "eth0": []},
             "data": {"name": "coco", "version": "abc"},
         }
         self.hosts: dict[str, dict[str, Any]] = {
@@ -69,6 +71,8 @@ class Cluster:
             }
             for number, name in enumerate(("node1", "node2"), 1)
         }
+        for host in self.hosts.values():
+            host["probe"]["interfaces"]["eth0"] = [host["address"]]
         # Host -> image -> compared with this machine's.
         self.images = {name: {"trial:1": "ok", "agent:1": "ok"} for name in self.hosts}
         slot = {"container": None}
@@ -253,6 +257,10 @@ def test_a_master_that_does_not_answer_is_reported(
             [("node2", "daemon.json")],
         ),
         (lambda c: c.api["agents"].append({"id": "stray"}), [("master", "agents")]),
+        (
+            lambda c: c.hosts["node2"]["probe"].update(interfaces={"eno1": ["10.0.0.2"]}),
+            [("all", "interface of trials")],
+        ),
     ],
 )
 def test_each_problem_is_reported(

@@ -93,6 +93,77 @@ def test_the_interface_of_trials(networks: ModuleType, wanted: str, name: str | 
     assert "eth0 (192.168.1.7, fe80::1), ib0 (10.9.0.7), down0 (no address)" in check["remedy"]
 
 
+LOOPBACK = {"lo": ["127.0.0.1", "::1"], "docker0": ["172.17.0.1"]}
+
+
+def _agents(**interfaces: dict[str, list[str]]) -> dict[str, dict[str, Any]]:
+    return {
+        host: {"interfaces": {**LOOPBACK, **own}, "wanted": ""} for host, own in interfaces.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("node1", "node2", "names"),
+    [
+        ({"eth0": ["10.0.0.1"]}, {"eth0": ["10.0.0.2"]}, ["eth0"]),
+        ({"eno1": ["10.0.0.1"]}, {"enp3s0": ["10.0.0.2"]}, []),
+        # A second network; and a bridge, whose address every host has.
+        (
+            {"eno1": ["10.0.0.1"], "eth1": ["10.9.0.1"], "cni0": ["10.4.0.1"]},
+            {"enp3s0": ["10.0.0.2"], "eth1": ["10.9.0.2"], "cni0": ["10.4.0.1"]},
+            ["eth1"],
+        ),
+        # Horovod looks at IPv4 only.
+        ({"eth0": ["fd00::1"]}, {"eth0": ["10.0.0.2", "fd00::2"]}, []),
+        ({"br-1": ["10.5.0.1"]}, {"br-1": ["10.6.0.1"]}, []),
+    ],
+)
+def test_names_that_horovod_would_find(
+    networks: ModuleType, node1: Any, node2: Any, names: list[str]
+) -> None:
+    agents = _agents(node1=node1, node2=node2)
+    interfaces = {host: agent["interfaces"] for host, agent in agents.items()}
+    assert networks.common_interfaces(interfaces) == names
+    (check,) = networks.trial_interface_checks(agents)
+    assert check["ok"] == bool(names)
+    if not names:
+        assert "trial_interface" in check["remedy"]
+        assert "node1 has docker0 (172.17.0.1)" in check["message"]
+    # With a setting for each, names may differ.
+    for host, own in (("node1", node1), ("node2", node2)):
+        agents[host]["wanted"] = next(iter(own))
+    assert networks.trial_interface_checks(agents) == []
+    # A trial on one host needs none.
+    assert networks.trial_interface_checks(_agents(node1=node1)) == []
+
+
+def test_several_names_are_a_choice_that_nobody_made(networks: ModuleType) -> None:
+    agents = _agents(
+        node1={"eth0": ["10.0.0.1"], "tailscale0": ["100.64.0.1"]},
+        node2={"eth0": ["10.0.0.2"], "tailscale0": ["100.64.0.2"]},
+    )
+    (check,) = networks.trial_interface_checks(agents)
+    assert check["ok"]
+    assert check["message"].startswith("eth0 or tailscale0: Horovod may take any of them")
+
+
+def test_the_setting_of_some_agents_only(networks: ModuleType) -> None:
+    agents = _agents(
+        node1={"eno1": ["10.0.0.1"], "eth0": ["10.9.0.1"]},
+        node2={"enp3s0": ["10.0.0.2"], "eth0": ["10.9.0.2"]},
+    )
+    agents["node1"]["wanted"] = "10.0.0.0/24"
+    (check,) = networks.trial_interface_checks(agents)
+    assert (check["ok"], check["host"]) == (False, "node2")
+    assert (
+        "a trial that node1 starts asks for its eno1, which node2 does not have"
+        in (check["message"])
+    )
+    # Another check reports a setting that means no interface.
+    agents["node1"]["wanted"] = "10.7.0.0/24"
+    assert networks.trial_interface_checks(agents) == []
+
+
 def test_the_interfaces_of_this_machine(host_probe: ModuleType) -> None:
     if shutil.which("ip") is None:
         pytest.skip("iproute2 is not installed")

@@ -1,5 +1,6 @@
 """The playbooks without hosts: rendered templates, the preflight's report, the commands."""
 
+import inspect
 import re
 import shutil
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import determined as det
 import pytest
 import yaml
 
@@ -139,6 +141,19 @@ def test_the_network_interface_of_trials_is_configurable(rendered: Path) -> None
     assert started("eth1\n") == "eth1 =eth1"
     assert started("\n") == ""
     assert started(None) == ""
+    # What Determined has written before the hook, for its launcher of Horovod.
+    info = rendered / "trial.json"
+    values = dict.fromkeys(inspect.signature(det.TrialInfo.__init__).parameters)
+    values.pop("self")
+    record = det.TrialInfo(**{**values, "config": {"name": "a null"}})
+    record._to_file(str(info))
+    script = script.replace("/run/determined/info/trial.json", str(info))
+    assert started("\n") == ""
+    assert det.TrialInfo._from_file(str(info))._inter_node_network_interface is None
+    assert started("eth1\n") == "eth1 =eth1"
+    found = det.TrialInfo._from_file(str(info))
+    assert found._inter_node_network_interface == "eth1"
+    assert {**vars(found), "_inter_node_network_interface": None} == vars(record)
 
 
 @pytest.mark.parametrize("host", HOSTS)

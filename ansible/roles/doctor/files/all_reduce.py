@@ -1,30 +1,45 @@
 """Measures an all-reduce between hosts, one process per host, and prints a line of JSON.
 
 Uses NCCL where every host has a GPU, otherwise Gloo. Reads RANK, WORLD_SIZE, MASTER_ADDR,
-MASTER_PORT, ADDRESS (this host's own address) and INTERFACE (that of trials, if it is chosen) from
-the environment.
+MASTER_PORT, ADDRESS (this host's own address) and INTERFACE (that of trials; empty if Horovod would
+find none) from the environment.
 """
 
 import json
 import os
+import tempfile
 import time
 from datetime import timedelta
+from pathlib import Path
 
 import psutil
 import torch
 import torch.distributed as dist
 
+from experiments.runtime.interface import use_trial_interface
+
 MEGABYTES = 64
 REPEATS = 5
 
 
+def choose_interface() -> None:
+    """Use the network interface that a trial would use, as a trial does."""
+    found = [
+        name
+        for name, addresses in psutil.net_if_addrs().items()
+        if any(address.address == os.environ["ADDRESS"] for address in addresses)
+    ]
+    # Without any, Gloo uses the address of the host name, which may be a loopback address.
+    wanted = os.environ["INTERFACE"] or next(iter(found), "")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "interface")
+        file.write_text(wanted)
+        use_trial_interface(file)
+
+
 def main() -> None:
     """Print backend, seconds of one all-reduce, and the bus bandwidth in GB/s."""
-    for name, addresses in psutil.net_if_addrs().items():
-        own = any(address.address == os.environ["ADDRESS"] for address in addresses)
-        if name == os.environ["INTERFACE"] or (own and not os.environ["INTERFACE"]):
-            # Otherwise Gloo uses the address of the host name, which may be a loopback address.
-            os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = name
+    choose_interface()
     gpus = torch.cuda.is_available() and dist.is_nccl_available()
     device = torch.device("cuda", 0) if gpus else torch.device("cpu")
     backend = "nccl" if gpus else "gloo"
