@@ -145,11 +145,11 @@ def _decoders(report: Mapping[str, Any], gpus: list[Mapping[str, Any]]) -> str:
     """Describe which decoders trials have; none but CUDA's is needed."""
     engines = sum(bool(gpu.get("hardware_decoder")) for gpu in gpus)
     if engines:
-        return f"CUDA; {engines} GPU(s) also have a JPEG engine that trials can use"
+        return f"CUDA; hardware_decoder: true also uses the JPEG engines of {engines} GPU(s)"
     if report["decoders"]["hardware"]:
         return "CUDA; no GPU has a JPEG engine"
     return (
-        "CUDA; a JPEG engine (A100, H100, B200) would not be used: the container has no "
+        "CUDA; JPEG engines (A100, H100, B200) cannot be used: containers get no "
         "libnvcuvid.so.1, since Determined asks Docker for compute and utility only"
     )
 

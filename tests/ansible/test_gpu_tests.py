@@ -181,12 +181,12 @@ def test_working_gpus_pass(gpu_tests: ModuleType) -> None:
     assert computes["message"].startswith("2 x NVIDIA L4 (8.9): multiplies matrices")
     assert decodes["message"] == "CUDA; no GPU has a JPEG engine"
     _, decodes = gpu_tests.container_checks(_report(hardware_decoder=True), "node1", 580)
-    assert "2 GPU(s) also have a JPEG engine" in decodes["message"]
+    assert "hardware_decoder: true also uses the JPEG engines of 2" in decodes["message"]
     without = json.loads(_report()["stdout"].splitlines()[1])
     without["decoders"]["hardware"] = False
     _, decodes = gpu_tests.container_checks({"stdout": json.dumps(without)}, "node1", 580)
     assert decodes["ok"]
-    assert "no libnvcuvid.so.1" in decodes["message"]
+    assert "no libnvcuvid.so.1, since" in decodes["message"]
     busy, _ = gpu_tests.container_checks(_report(busy="only 9 MiB are free"), "node1", 580)
     assert busy["ok"]
     assert busy["message"].endswith("in use, so not tried (only 9 MiB are free)")

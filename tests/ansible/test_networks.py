@@ -164,6 +164,19 @@ def test_the_setting_of_some_agents_only(networks: ModuleType) -> None:
     assert networks.trial_interface_checks(agents) == []
 
 
+def test_doctor_uses_the_interface_of_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its all-reduce sets what a trial sets; without a name, the interface of its address."""
+    program = load("roles/doctor/files/all_reduce.py")
+    variables = ("GLOO_SOCKET_IFNAME", "HOROVOD_GLOO_IFACE", "NCCL_SOCKET_IFNAME")
+    monkeypatch.setenv("ADDRESS", "127.0.0.1")
+    for wanted, used in (("eth7", "eth7"), ("", "lo")):
+        monkeypatch.setenv("INTERFACE", wanted)
+        for variable in variables:
+            monkeypatch.setenv(variable, "another")
+        program.choose_interface()
+        assert [os.environ[variable] for variable in variables] == [used, used, f"={used}"]
+
+
 def test_the_interfaces_of_this_machine(host_probe: ModuleType) -> None:
     if shutil.which("ip") is None:
         pytest.skip("iproute2 is not installed")

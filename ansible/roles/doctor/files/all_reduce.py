@@ -34,7 +34,7 @@ def choose_interface() -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "interface")
         file.write_text(wanted)
-        use_trial_interface(file)
+        use_trial_interface(file=file)
 
 
 def main() -> None:
