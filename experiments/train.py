@@ -23,7 +23,8 @@ import typer  # noqa: E402
 from cocodata import DatasetError  # noqa: E402
 from experiments.checkpoints.contents import CheckpointError  # noqa: E402
 from experiments.input import SampleError  # noqa: E402
-from experiments.runtime.devices import idle_gpus, require_usable_gpus  # noqa: E402
+from experiments.runtime.determined_internals import compute_on  # noqa: E402
+from experiments.runtime.devices import idle_gpus, require_usable_gpus, usable_gpu_count  # noqa: E402
 from experiments.runtime.gpus import DeviceError  # noqa: E402
 from experiments.runtime.interface import other_hosts, use_trial_interface  # noqa: E402
 from experiments.runtime.process import prepare_process  # noqa: E402
@@ -101,6 +102,7 @@ def main(
     info = det.get_cluster_info()
     try:
         require_usable_gpus()
+        compute_on(usable_gpu_count(), info)
         if info is not None and info.task_type == "TRIAL":
             require_own_gpu(info)
             use_trial_interface(other_hosts(info))

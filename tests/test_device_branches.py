@@ -56,6 +56,7 @@ TABLE = {
     "experiments/runtime/devices.py: require_capability": (
         "tests/experiments/runtime/test_devices.py"
     ),
+    "experiments/runtime/devices.py: usable_gpu_count": "tests/experiments/runtime/test_devices.py",
     "experiments/runtime/devices.py: idle_gpus": "tests/experiments/runtime/test_devices.py",
     "experiments/runtime/agents.py: gpu_slots": "tests/experiments/runtime/test_slots.py",
     "experiments/runtime/slots.py: require_own_gpu": "tests/experiments/runtime/test_slots.py",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import determined as det
+from determined import gpu
 from determined.common import api
 from determined.common.api import authentication, certs
 from determined.experimental import Determined
@@ -21,6 +22,18 @@ def task_session(info: det.ClusterInfo) -> api.Session:
     """Create the session of a task, before its trial has one."""
     certificate = certs.default_load(info.master_url)
     return authentication.login_from_task(info.master_url, certificate)
+
+
+def compute_on(gpus: int, info: det.ClusterInfo | None) -> None:
+    """Make Determined choose the device of trials by the number of GPUs that torch sees.
+
+    By itself it counts what nvidia-smi lists. That knows nothing of CUDA_VISIBLE_DEVICES, so that a
+    run which hides the GPUs would fail; and where it fails, Determined trains on the processor.
+    """
+    uuids = [f"GPU {number}" for number in range(gpus)]
+    if info is not None:
+        info._resources_info = det.ResourcesInfo(gpu_uuids=uuids)
+    gpu.get_gpu_uuids = lambda: uuids
 
 
 def client_of(session: api.Session) -> Determined:

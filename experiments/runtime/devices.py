@@ -83,6 +83,11 @@ def _own_gpu() -> int:
     return int(next((os.environ[name] for name in names if name in os.environ), "0"))
 
 
+def usable_gpu_count() -> int:
+    """Return how many GPUs torch can use; 0 if the environment hides them."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
 def idle_gpus(devices: Path = Path("/dev"), pci: Path = PCI_DEVICES) -> str | None:
     """Say that this machine has GPUs of which the driver knows nothing; None if it has none."""
     if torch.cuda.is_available() or gpus_are_hidden() or _device_files(devices):

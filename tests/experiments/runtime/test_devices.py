@@ -1,11 +1,21 @@
 """A GPU that cannot be used is an error; nothing falls back to the CPU silently."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import determined as det
 import pytest
 import torch
+from determined import gpu
 
-from experiments.runtime.devices import idle_gpus, require_capability, require_usable_gpus
+from experiments.runtime.determined_internals import compute_on
+from experiments.runtime.devices import (
+    idle_gpus,
+    require_capability,
+    require_usable_gpus,
+    usable_gpu_count,
+)
 from experiments.runtime.gpus import DeviceError
 from tests.gpu_machines import GpuMachine
 
@@ -96,3 +106,16 @@ def test_gpus_without_a_driver_are_named(tmp_path: Path, monkeypatch: pytest.Mon
         assert idle_gpus(tmp_path / "dev", machine.pci) is None
     (tmp_path / "dev" / "nvidia0").touch()
     assert idle_gpus(tmp_path / "dev", machine.pci) is None
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_determined_computes_where_torch_does(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """Whatever nvidia-smi lists: on a cluster and without one."""
+    monkeypatch.setattr(gpu, "get_gpu_uuids", lambda: ["GPU-0a"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    compute_on(usable_gpu_count(), None)
+    assert len(gpu.get_gpu_uuids()) == count
+    info: Any = SimpleNamespace(_resources_info=det.ResourcesInfo(gpu_uuids=["GPU-0a"]))
+    compute_on(usable_gpu_count(), info)
+    assert len(info._resources_info.gpu_uuids) == count

@@ -1,6 +1,7 @@
 """Options of the trial, each in a run as a user starts it."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from cocodata import load_split
 from experiments.checkpoints.detectors import load_detector
 from experiments.checkpoints.local import LocalCheckpoints
 from tests.experiments import launched
+from tests.gpu_machines import program
 
 SHORT: dict[str, Any] = {"epochs": 1, "warmup_epochs": 0, "cooldown_epochs": 0}
 
@@ -76,6 +78,19 @@ def test_a_decoder_that_this_machine_lacks_is_refused(mini_coco: Path, tmp_path:
     log = " ".join((tmp_path / "run.log").read_text().split())
     assert "hardware_decoder is set, but images are decoded on the processor here" in log
     assert "Traceback" not in log
+
+
+@pytest.mark.slow
+def test_hidden_gpus_are_not_used(
+    mini_coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Determined asks nvidia-smi, which lists a GPU whatever the environment says."""
+    # The answer to determined/gpu.py: index, UUID, utilization, used and total memory.
+    program(tmp_path / "bin", "nvidia-smi", "echo '0, GPU-0a, 0, 1, 81559'")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    output = launched.run(launched.write_config(tmp_path, mini_coco, **SHORT), tmp_path / "run")
+    assert "images decoded by: CPU\n" in output
 
 
 @pytest.mark.slow
