@@ -23,7 +23,7 @@ def _load(name: str) -> ModuleType:
 
 
 checks, services, daemon_settings = _load("checks"), _load("services"), _load("daemon_settings")
-gpu_tests, networks = _load("gpu_tests"), _load("networks")
+gpu_states, gpu_tests, networks = _load("gpu_states"), _load("gpu_tests"), _load("networks")
 
 Check = dict[str, Any]
 
@@ -47,7 +47,8 @@ def doctor_checks(
         hosts: gather_state_hosts of the role gather_state.
         status: The same hosts as cluster_status presents them.
         measurements: doctor_measurements of the role doctor: host -> tls, certificates, daemon,
-            read, storage, gpus, all_reduce.
+            read, storage, gpus, gpu_access,
+            all_reduce.
         settings: doctor_settings of the role doctor.
     """
     found = [*_master(status, settings)]
@@ -73,7 +74,10 @@ def doctor_checks(
             found += _read_rate(host, measured["read"], settings)
             found += _storage(host, measured["storage"], settings)
             minimum = settings["host"]["nvidia_driver_minimum"]
+            found += gpu_states.state_checks(state["probe"]["gpus"], host)
             found += gpu_tests.container_checks(measured["gpus"], host, minimum)
+            unit = settings["services"]["agent"]["unit"]
+            found += gpu_states.access_checks(measured["gpu_access"], host, unit)
             found += _all_reduce(host, measured["all_reduce"])
     found += networks.trial_interface_checks(
         {

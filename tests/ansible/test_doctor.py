@@ -105,6 +105,7 @@ class Cluster:
                 "read": {"bytes": 10**9, "seconds": 2.0},
                 "storage": {"rc": 0},
                 "gpus": {},
+                "gpu_access": {},
                 "all_reduce": {"stdout": "noise\n" + json.dumps(result), "rc": 0},
             }
             for name in self.hosts

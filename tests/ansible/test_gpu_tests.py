@@ -297,7 +297,8 @@ def test_the_role_asks_docker_as_an_agent_does(tmp_path: Path, gpu_tests: Module
     docker = tmp_path / "bin/docker"
     docker.parent.mkdir()
     docker.write_text(
-        f'#!/bin/sh\nprintf "%s\\n" "$@" >{tmp_path}/arguments\ncat >{tmp_path}/program\n'
+        f"#!/bin/sh\n[ $1 = run ] || exit 1\n"
+        f'printf "%s\\n" "$@" >{tmp_path}/arguments\ncat >{tmp_path}/program\n'
         "echo '" + _report()["stdout"].splitlines()[1] + "'\n"
     )
     docker.chmod(0o755)
@@ -315,7 +316,7 @@ def test_the_role_asks_docker_as_an_agent_does(tmp_path: Path, gpu_tests: Module
         {"ansible.builtin.include_tasks": str(role / "tasks/gpus.yml")},
         {
             "ansible.builtin.copy": {
-                "content": "{{ doctor_gpu_check | to_json }}",
+                "content": "{{ [doctor_gpu_check, doctor_gpu_access] | to_json }}",
                 "dest": str(tmp_path / "result"),
             }
         },
@@ -342,5 +343,6 @@ def test_the_role_asks_docker_as_an_agent_does(tmp_path: Path, gpu_tests: Module
     assert {"--network=none", "--pull=never", f"--env=GPUS={uuids}"} <= set(arguments)
     assert arguments[-2:] == ["trial:1", "-"]
     assert (tmp_path / "program").read_text().strip() == PROGRAM.read_text().strip()
-    result = json.loads((tmp_path / "result").read_text())
+    result, access = json.loads((tmp_path / "result").read_text())
     assert [check["ok"] for check in gpu_tests.container_checks(result, "node1", 580)] == [True] * 2
+    assert json.loads(access["stdout"])["containers"] == []
