@@ -104,6 +104,11 @@ local-up: setup ## Start a cluster on this machine (GPUS=none AGENTS= SLOTS= POR
 	@$(PY) -m cluster up --data "$(data_folder)" $(if $(AGENTS),--agents $(AGENTS)) \
 	    $(if $(SLOTS),--slots $(SLOTS)) $(if $(PORT),--port $(PORT)) $(if $(GPUS),--gpus $(GPUS)) $(ARGS)
 
+.PHONY: gpu-check
+gpu-check: setup ## Check this machine's GPUs, then run the tests that need one (OUT=gpu-check.json)
+	@$(PY) -m cluster gpu-check $(if $(OUT),--out "$(OUT)") $(ARGS)
+	@$(if $(asks_help),,$(PY) -m pytest -m gpu tests/experiments)
+
 .PHONY: local-down
 local-down: setup ## Stop the cluster on this machine; its data stays
 	@$(PY) -m cluster down

@@ -8,9 +8,23 @@ import pytest
 
 def pytest_configure(config: pytest.Config) -> None:
     """Name the markers that only the tests' own targets ask for."""
+    config.addinivalue_line("markers", "gpu: needs an NVIDIA GPU; `make gpu-check`")
     config.addinivalue_line(
         "markers", "hosts: takes minutes on hosts that the test makes; `make test-sync`"
     )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the tests that need a GPU if torch finds none."""
+    on_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if not on_gpu:
+        return
+    import torch  # here, since it takes seconds and not all tests need it
+
+    if not torch.cuda.is_available():
+        reason = "torch.cuda.is_available() is False: no GPU here"
+        for item in on_gpu:
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session")

@@ -30,7 +30,7 @@ FOREIGN_OPTIONS = {
 # Our own commands that a line of a page or of the Makefile may run.
 COMMAND = re.compile(
     r"(?P<script>experiments/\w+\.py|ansible/commands/\w+\.py(?: [a-z][a-z-]*)?)"
-    r"|python -m (?P<module>(?:cluster|cocodata)(?: [a-z]+)?|bench(?:\.\w+)?)"
+    r"|python -m (?P<module>(?:cluster|cocodata)(?: [a-z][a-z-]*)?|bench(?:\.\w+)?)"
 )
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 

@@ -31,9 +31,7 @@ def test_a_missing_gpu_is_reported(jpeg_split):
         TrainLoader(jpeg_split, GPU, global_batch_size=8)
 
 
-@pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="torch.cuda.is_available() is False: no GPU here"
-)
+@pytest.mark.gpu
 @pytest.mark.parametrize("train", [True, False])
 def test_gpu_batches_equal_cpu_batches(jpeg_split, train):
     batches = {}
@@ -56,9 +54,7 @@ def test_gpu_batches_equal_cpu_batches(jpeg_split, train):
         assert difference < 2
 
 
-@pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="torch.cuda.is_available() is False: no GPU here"
-)
+@pytest.mark.gpu
 def test_gpu_batches_own_their_memory(jpeg_split):
     with TrainLoader(jpeg_split, GPU, global_batch_size=8) as loader:
         held = [next(loader) for _ in range(4)]
