@@ -59,7 +59,6 @@ TABLE = {
     "experiments/runtime/devices.py: usable_gpu_count": "tests/experiments/runtime/test_devices.py",
     "experiments/runtime/devices.py: idle_gpus": "tests/experiments/runtime/test_devices.py",
     "experiments/runtime/agents.py: gpu_slots": "tests/experiments/runtime/test_slots.py",
-    "experiments/runtime/slots.py: require_own_gpu": "tests/experiments/runtime/test_slots.py",
     "experiments/runtime/devices.py: _torch_error": "tests/experiments/runtime/test_devices.py",
     "experiments/runtime/provenance.py: device": "test_the_record_names_the_gpu",
     "experiments/runtime/communication.py: TorchCommunicator.__init__": "test_collectives_of_nccl",

@@ -1,4 +1,4 @@
-"""The slots of a trial: stops one that should be on a GPU and has none.
+"""The slots of a trial: stops one that should be on GPUs and does not see them.
 
 Determined's scheduler counts slots and knows no kind of them, so a trial for GPUs can get a slot of
 a processor in a pool that has both. And the GPU of a slot can be missing in its container. torch
@@ -8,12 +8,11 @@ would train on the processor for days in both cases.
 import os
 
 import determined as det
-import torch
 from determined.common.api import bindings, errors
 
 from experiments.runtime.agents import gpu_slots
 from experiments.runtime.determined_internals import task_session
-from experiments.runtime.devices import gpus_are_hidden
+from experiments.runtime.devices import gpus_are_hidden, usable_gpu_count
 from experiments.runtime.gpus import DeviceError
 
 _WAY_OUT = (
@@ -23,26 +22,37 @@ _WAY_OUT = (
 
 
 def require_own_gpu(info: det.ClusterInfo) -> None:
-    """Check that a trial sees a GPU if its slots are GPUs, or others of its pool are.
+    """Check that a trial sees the GPUs of its slots, and is on GPUs if others of its pool are.
 
     Raises:
-        DeviceError: It sees none; the message says what its slots are.
+        DeviceError: It sees too few or none; the message says what its slots are.
     """
-    if torch.cuda.is_available() or gpus_are_hidden() or not info.slot_ids:
+    seen = usable_gpu_count()
+    if seen >= len(info.slot_ids) or gpus_are_hidden():
         return
     try:
         agents = bindings.get_GetAgents(task_session(info), excludeContainers=True).agents
     except (errors.BadRequestException, OSError) as error:
-        print(f"training on processors; the master does not say if that is right: {error}")
+        print(
+            f"{seen} GPU(s) for {len(info.slot_ids)} slot(s); the master does not say why: {error}"
+        )
         return
     own = next((agent for agent in agents if agent.id == info.agent_id), None)
     if own is None:
         return
     models = [model for slot, model in gpu_slots(own).items() if slot in info.slot_ids]
-    if models:
-        raise DeviceError(
+    if len(models) > seen:
+        slots = (
             f"this trial has {len(models)} GPU slot(s) of agent {info.agent_id} "
-            f"({', '.join(sorted(set(models)))}), but its container sees no GPU "
+            f"({', '.join(sorted(set(models)))})"
+        )
+        if seen and all(model.startswith("MIG") for model in models):
+            raise DeviceError(
+                f"{slots}, but CUDA uses one instance of MIG in a process: set "
+                "resources.slots_per_trial to 1, or turn MIG off on that host"
+            )
+        raise DeviceError(
+            f"{slots}, but its container sees {seen or 'no'} GPU(s) "
             f"(NVIDIA_VISIBLE_DEVICES={os.environ.get('NVIDIA_VISIBLE_DEVICES', '')}). Run "
             "nvidia-smi on that host, then make cluster-doctor; on this machine's own cluster, run "
             f"make local-up again. {_WAY_OUT}"
@@ -53,7 +63,7 @@ def require_own_gpu(info: det.ClusterInfo) -> None:
         for agent in agents
         if agent.enabled and pools & set(agent.resourcePools or []) and gpu_slots(agent)
     ]
-    if with_gpus:
+    if with_gpus and not seen:
         raise DeviceError(
             f"this trial is on processors of agent {info.agent_id}, but agent(s) "
             f"{', '.join(sorted(with_gpus))} of the same resource pool have GPUs: Determined "

@@ -44,8 +44,22 @@ def test_a_slot_that_is_a_gpu_needs_one(monkeypatch: pytest.MonkeyPatch) -> None
     master = Master(agent("node-1", L4, H100), agent("node-2", CPU, pool="cpus"))
     with pytest.raises(DeviceError, match=r"1 GPU slot\(s\) of agent node-1 \(NVIDIA H100 80GB"):
         check(monkeypatch, master, "node-1", [1])
-    with pytest.raises(DeviceError, match=r"2 GPU slot\(s\).*H100 80GB HBM3, NVIDIA L4"):
+    with pytest.raises(DeviceError, match=r"2 GPU slot\(s\).*H100 80GB HBM3, NVIDIA L4.*sees no"):
         check(monkeypatch, master, "node-1", [0, 1])
+
+
+def test_a_gpu_that_is_lost_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    instance = {"type": "TYPE_CUDA", "brand": "MIG 1g.10gb"}
+    master = Master(agent("node-1", H100, H100), agent("node-2", instance, instance))
+    check(monkeypatch, master, "node-1", [1])
+    with pytest.raises(DeviceError, match=r"2 GPU slot\(s\) of agent node-1 .* sees 1 GPU\(s\)"):
+        check(monkeypatch, master, "node-1", [0, 1])
+    with pytest.raises(
+        DeviceError, match=r"one instance of MIG in a process: set resources\.slots"
+    ):
+        check(monkeypatch, master, "node-2", [0, 1])
 
 
 def test_a_processor_in_a_pool_with_gpus_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,6 +76,7 @@ def test_other_trials_go_on(monkeypatch: pytest.MonkeyPatch, reason: str) -> Non
     master = Master(agent("node-1", H100))
     if reason == "a GPU":
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     if reason == "hidden":
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
     name = "node-9" if reason == "unknown agent" else "node-1"
@@ -76,7 +91,9 @@ def test_a_master_that_does_not_answer_is_mentioned(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], failure: Exception
 ) -> None:
     check(monkeypatch, Master(failure=failure), "node-1", [0])
-    assert f"does not say if that is right: {failure}" in capsys.readouterr().out
+    assert (
+        f"0 GPU(s) for 1 slot(s); the master does not say why: {failure}" in capsys.readouterr().out
+    )
 
 
 def test_the_kinds_are_those_of_the_api() -> None:
