@@ -292,6 +292,7 @@ def test_the_gpus_are_those_of_the_agents_slots(gpu_tests: ModuleType) -> None:
     assert gpu_tests.gpu_uuids([{"id": "a", "slots": processors}], "a", bare) == []
 
 
+@pytest.mark.slow
 def test_the_role_asks_docker_as_an_agent_does(tmp_path: Path, gpu_tests: ModuleType) -> None:
     """The role's own tasks and variables, with a docker that records how it is called."""
     docker = tmp_path / "bin/docker"
@@ -307,7 +308,9 @@ def test_the_role_asks_docker_as_an_agent_does(tmp_path: Path, gpu_tests: Module
         "gpus": "auto",
         "task_image": "trial:1",
         "gather_state_master": {"agents": []},
-        "gather_state_probe": {"probe": {"gpus": gpus}},
+        "gather_state_probe": {"probe": {"gpus": gpus, "interfaces": {"eth0": ["10.0.0.1"]}}},
+        "gather_state_hosts": {"localhost": {"probe": {"gpus": gpus}}},
+        **{"cluster_address": "10.0.0.1", "trial_interface": "", "doctor_all_reduce_port": 12999},
         "ansible_become": False,
         "ansible_python_interpreter": sys.executable,
     }
@@ -316,20 +319,28 @@ def test_the_role_asks_docker_as_an_agent_does(tmp_path: Path, gpu_tests: Module
         {"ansible.builtin.include_tasks": str(role / "tasks/gpus.yml")},
         {
             "ansible.builtin.copy": {
-                "content": "{{ [doctor_gpu_check, doctor_gpu_access] | to_json }}",
+                "content": "{{ [doctor_gpu_check, doctor_gpu_access, doctor_all_reduce_command] "
+                "| to_json }}",
                 "dest": str(tmp_path / "result"),
             }
         },
     ]
     play = {
-        **{"hosts": "localhost", "connection": "local", "gather_facts": False},
-        **{"vars": variables, "vars_files": [str(role / "vars/main.yml")], "tasks": tasks},
+        **{"hosts": "agents", "connection": "local", "gather_facts": False},
+        **{"vars_files": [str(role / "vars/main.yml")], "tasks": tasks},
         "environment": {"PATH": f"{docker.parent}:{os.environ['PATH']}"},
     }
     (tmp_path / "play.yml").write_text(yaml.safe_dump([play], sort_keys=False))
     (tmp_path / "files").symlink_to(role / "files")
+    inventory = {"all": {"vars": variables, "children": {"agents": {"hosts": {"localhost": {}}}}}}
+    (tmp_path / "hosts.yml").write_text(yaml.safe_dump(inventory))
     done = subprocess.run(
-        [str(BIN / "ansible-playbook"), "-i", "localhost,", str(tmp_path / "play.yml")],
+        [
+            str(BIN / "ansible-playbook"),
+            "-i",
+            str(tmp_path / "hosts.yml"),
+            str(tmp_path / "play.yml"),
+        ],
         env={**os.environ, "ANSIBLE_CONFIG": str(ANSIBLE / "ansible.cfg")},
         cwd=ROOT,
         capture_output=True,
@@ -343,6 +354,11 @@ def test_the_role_asks_docker_as_an_agent_does(tmp_path: Path, gpu_tests: Module
     assert {"--network=none", "--pull=never", f"--env=GPUS={uuids}"} <= set(arguments)
     assert arguments[-2:] == ["trial:1", "-"]
     assert (tmp_path / "program").read_text().strip() == PROGRAM.read_text().strip()
-    result, access = json.loads((tmp_path / "result").read_text())
+    result, access, all_reduce = json.loads((tmp_path / "result").read_text())
     assert [check["ok"] for check in gpu_tests.container_checks(result, "node1", 580)] == [True] * 2
     assert json.loads(access["stdout"])["containers"] == []
+    # A small card for the display may be the first of all.
+    assert [each for each in all_reduce if "--gpus" in each] == [
+        each for each in arguments if "--gpus" in each
+    ]
+    assert "--env=INTERFACE=eth0" in all_reduce
