@@ -174,6 +174,7 @@ def _all_reduce(gpus: Sequence[Gpu]) -> Step:
                 **os.environ,
                 **{"RANK": str(rank), "WORLD_SIZE": str(len(gpus))},
                 "CUDA_VISIBLE_DEVICES": gpu.uuid,
+                "PYTHONPATH": str(ROOT),  # of which it uses the choice of the interface
                 **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
                 **{"ADDRESS": "127.0.0.1", "INTERFACE": ""},
             },

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
 from cluster import gpu_check
 from cluster.gpu_check import check_gpus
+from experiments.runtime.gpus import Gpu
 from tests.gpu_machines import MISMATCH, GpuMachine, program, row
 
 IMAGE = "task:1"
@@ -142,6 +144,15 @@ def test_a_rank_that_fails_after_the_sums_is_reported(machine: GpuMachine, tmp_p
     ok, printed = outcome()
     assert not ok
     assert "FAIL NCCL: Xid 79" in printed
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, but not two of these")
+def test_doctors_own_program_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On processors, with Gloo, and not from make, which sets PYTHONPATH."""
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    step = gpu_check._all_reduce([Gpu(0, "NVIDIA L4", "GPU-0a"), Gpu(1, "NVIDIA L4", "GPU-1a")])
+    assert step.detail.startswith("wrong sums: gloo, 2 ranks"), step
 
 
 def test_the_machine_is_checked_first(machine: GpuMachine, tmp_path: Path) -> None:
