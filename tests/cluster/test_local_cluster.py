@@ -15,7 +15,9 @@ from cluster.certificates import create_certificates
 from cluster.cli import _data_settings
 from cluster.connection import ROOT, MasterConnection, load_connection, save_connection
 from cluster.errors import ClusterError
+from cluster.gpus import AgentGpus
 from cluster.local import LocalCluster, make_password
+from experiments.runtime.gpus import Gpu
 from tools.versions import read_variables, read_versions
 
 
@@ -151,6 +153,42 @@ def test_a_cluster_without_these_certificates_is_stopped_first(
         local.up(Console(quiet=True), data=tmp_path, port=1, gpus="none")
     assert calls == expected
     assert not create_certificates(local.certificates)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What compose was called for, on a machine that lacks nothing."""
+    calls: list[str] = []
+    monkeypatch.setattr(docker, "compose", lambda arguments, **_: calls.append(arguments[0]))
+    monkeypatch.setattr(docker, "run", lambda *arguments: "")
+    for name in ("require_engine", "has_image"):
+        monkeypatch.setattr(docker, name, lambda *_: True)
+    return calls
+
+
+def test_gpus_are_checked_before_anything_is_started(
+    local: LocalCluster, calls: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(choice: str, **_: Any) -> AgentGpus:
+        raise ClusterError(f"no GPUs for {choice}")
+
+    monkeypatch.setattr(local_module, "agent_gpus", refuse)
+    with pytest.raises(ClusterError, match="no GPUs for required"):
+        local.up(Console(quiet=True), data=tmp_path, port=1, gpus="required")
+    assert calls == []
+    assert not local.env_file.exists()
+
+
+def test_an_agent_that_makes_no_slots_of_its_gpus_is_reported(
+    local: LocalCluster, calls: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There a failing nvidia-smi is a line of the agent's log, and no slots."""
+    given = AgentGpus((Gpu(0, "NVIDIA L4", "GPU-0a"), Gpu(1, "NVIDIA L4", "GPU-1a")))
+    monkeypatch.setattr(local_module, "agent_gpus", lambda *_, **__: given)
+    monkeypatch.setattr(local_module, "wait_for_agents", lambda *_: 1)
+    with pytest.raises(ClusterError, match=r"1 slots, but was given 2 GPU\(s\).*GPUS=none"):
+        local.up(Console(quiet=True), data=tmp_path, port=1)
+    assert calls == ["up"]
 
 
 def test_a_database_without_its_password_is_reported(
