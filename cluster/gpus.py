@@ -138,8 +138,9 @@ def require_container_gpus(gpus: AgentGpus, image: str, *, seconds: float = 120.
     else:
         lines = (process.stderr.strip() or process.stdout.strip()).splitlines()
         reason = " ".join(line.strip() for line in lines if "--help" not in line)[-600:]
+        reason = reason.removeprefix("docker: Error response from daemon: ")
     raise ClusterError(
-        f"Docker cannot give containers this machine's GPUs: {reason.rstrip('.')}. "
+        f"Docker cannot give containers this machine's GPUs: {reason.rstrip('. ')}. "
         f"{_remedy(reason)}. {WAY_OUT}"
     )
 
