@@ -22,7 +22,14 @@ from cluster.connection import ROOT
 from cluster.errors import ClusterError
 from cluster.gpus import AgentGpus, require_container_gpus
 from experiments.runtime import provenance
-from experiments.runtime.gpus import PCI_DEVICES, DeviceError, Gpu, find_gpus, usable_gpus
+from experiments.runtime.gpus import (
+    PCI_DEVICES,
+    DeviceError,
+    Gpu,
+    find_gpus,
+    silent_gpus,
+    usable_gpus,
+)
 from tools.versions import task_image
 
 _PROGRAMS = ROOT / "ansible" / "roles" / "doctor" / "files"
@@ -97,6 +104,8 @@ def _survey(done: Callable[[Step], None]) -> list[Gpu]:
         done(Step(f"GPU {gpu.index}", True, detail + (", MIG" if gpu.mig else "")))
     for problem in problems:
         done(Step("GPU", False, problem))
+    if found and (silent := silent_gpus(found, PCI_DEVICES)):
+        done(Step("PCI bus", None, silent))
     divided = [gpu for gpu in usable if gpu.mig]
     if divided:
         done(Step("MIG", None, "instances of MIG are not tried: their GPU cannot be named alone"))

@@ -11,7 +11,14 @@ from rich.console import Console
 
 from cluster import docker
 from cluster.errors import ClusterError
-from experiments.runtime.gpus import PCI_DEVICES, DeviceError, Gpu, find_gpus, usable_gpus
+from experiments.runtime.gpus import (
+    PCI_DEVICES,
+    DeviceError,
+    Gpu,
+    find_gpus,
+    silent_gpus,
+    usable_gpus,
+)
 
 GpuChoice = Literal["auto", "none", "required"]
 
@@ -105,6 +112,8 @@ def agent_gpus(choice: GpuChoice, *, agents: int, image: str, console: Console) 
             "default), or try several agents on processors: make local-up "
             f"AGENTS={agents} GPUS=none"
         )
+    if silent := silent_gpus(found, PCI_DEVICES):
+        console.print(silent, highlight=False, soft_wrap=True)
     for problem in problems:
         console.print(f"Left out: {problem}", highlight=False, soft_wrap=True)
     gpus = AgentGpus(tuple(usable), every=not problems)

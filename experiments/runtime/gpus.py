@@ -7,7 +7,7 @@ nothing trains on processors because a driver was upgraded or nvidia-smi is slow
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -138,6 +138,17 @@ def find_gpus(pci: Path = PCI_DEVICES, *, seconds: float = NVIDIA_SMI_SECONDS) -
     raise DeviceError(
         f"this machine has {on_bus} NVIDIA GPU(s) on its PCI bus, but nvidia-smi fails (exit "
         f"status {listed.returncode}): {said.rstrip('.')}. {_remedy(said)}"
+    )
+
+
+def silent_gpus(found: Sequence[Gpu], pci: Path = PCI_DEVICES) -> str | None:
+    """Say how many GPUs on the bus nvidia-smi does not list; None if it lists all."""
+    on_bus = gpus_on_bus(pci)
+    if on_bus <= len(found):
+        return None
+    return (
+        f"nvidia-smi lists {len(found)} of {on_bus} NVIDIA GPU(s) on the PCI bus: the driver does "
+        "not support the others, or they have failed (sudo dmesg | grep NVRM says which)"
     )
 
 

@@ -169,6 +169,13 @@ def test_the_machine_is_checked_first(machine: GpuMachine, tmp_path: Path) -> No
     assert "–    NCCL: needs two GPUs" in printed
 
 
+def test_a_gpu_that_the_driver_does_not_list_is_mentioned(machine: GpuMachine) -> None:
+    machine.with_cards(1)
+    ok, printed = outcome()
+    assert ok
+    assert "–    PCI bus: nvidia-smi lists 2 of 3" in printed
+
+
 def test_without_a_gpu_it_fails(machine: GpuMachine) -> None:
     (machine.programs / "nvidia-smi").unlink()
     for card in machine.pci.iterdir():

@@ -1,5 +1,6 @@
 """Whether local-up finds GPUs that it can use, with stand-ins for nvidia-smi and docker."""
 
+import io
 import json
 import shlex
 from pathlib import Path
@@ -102,6 +103,14 @@ def test_a_gpu_that_torch_has_no_code_for_is_left_out(machine: GpuMachine, tmp_p
     assert device["device_ids"] == ["GPU-1a"]
     assert "count" not in device
     assert 'driver=nvidia,"device=GPU-1a"' in (tmp_path / "ran").read_text()
+
+
+def test_a_gpu_that_the_driver_does_not_list_is_mentioned(machine: GpuMachine) -> None:
+    """An old display card is no reason to stop; nor is a lost GPU beside others."""
+    machine.with_cards(1)
+    console = Console(record=True, width=500, file=io.StringIO())
+    assert agent_gpus("auto", agents=1, image="task:1", console=console).slots == 2
+    assert "nvidia-smi lists 2 of 3 NVIDIA GPU(s)" in console.export_text()
 
 
 def test_a_machine_without_gpus_trains_on_processors(machine: GpuMachine, tmp_path: Path) -> None:
