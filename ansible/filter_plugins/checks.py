@@ -44,9 +44,9 @@ def host_checks(probe: Mapping[str, Any], host: str, settings: Mapping[str, Any]
     Args:
         probe: What host_probe returned.
         host: The host's name in the inventory.
-        settings: host_requirements (group_vars/all/derived.yml), and nvidia_driver_package, ports
-            (setting -> number of each port that must be free) and may_become (whether the user may
-            become root) and become_error (why not).
+        settings: host_requirements (group_vars/all/derived.yml), and ports (setting -> number of
+            each port that must be free), may_become (whether the user may become root) and
+            become_error (why not).
     """
     evaluate: Iterable[Callable[..., list[Check]]] = (
         _system,
@@ -54,7 +54,6 @@ def host_checks(probe: Mapping[str, Any], host: str, settings: Mapping[str, Any]
         _clock,
         _memory,
         _disks,
-        _gpus,
         _ports,
         _docker,
         _peers,
@@ -169,38 +168,6 @@ def _disks(probe: Mapping[str, Any], host: str, settings: Mapping[str, Any]) -> 
     return checks
 
 
-def _gpus(probe: Mapping[str, Any], host: str, settings: Mapping[str, Any]) -> list[Check]:
-    gpus, use = probe["gpus"], settings["gpus"]
-    if use == "none":
-        return []
-    on_bus, visible = gpus["on_bus"], gpus["visible"]
-    if not on_bus and not visible:
-        ok = use != "required"
-        return [check(host, "GPUs", ok, "none", "install a GPU, or set gpus: auto")]
-    minimum = int(settings["nvidia_driver_minimum"])
-    driver = _numbers(gpus["driver"])
-    new_enough = bool(driver) and driver[0] >= minimum
-    will_be_installed = bool(settings["nvidia_driver_package"])
-    install = f"install NVIDIA's driver {minimum} or newer and reboot"
-    automatic = "or set nvidia_driver_package to let the playbook do it"
-    return [
-        check(
-            host,
-            "NVIDIA driver",
-            new_enough or will_be_installed,
-            gpus["driver"] or "no driver answers nvidia-smi",
-            f"{install}, {automatic}",
-        ),
-        check(
-            host,
-            "GPUs",
-            visible >= on_bus or will_be_installed,
-            f"{visible} of {max(on_bus, visible)} visible: {', '.join(sorted(set(gpus['names'])))}",
-            "run `dmesg | grep NVRM` to see why the driver does not use all of them",
-        ),
-    ]
-
-
 def _ports(probe: Mapping[str, Any], host: str, settings: Mapping[str, Any]) -> list[Check]:
     # On a provisioned host the cluster's own services use them.
     used = set() if probe["provisioned"] else set(probe["ports"])
@@ -264,20 +231,6 @@ def unreached(reasons: Mapping[str, str]) -> list[Check]:
         check(host, "SSH", False, (reason or "no answer").strip().splitlines()[0], remedy)
         for host, reason in reasons.items()
     ]
-
-
-def cluster_checks(probes: Mapping[str, Mapping[str, Any]], different: bool) -> list[Check]:
-    """Evaluate what no single host can show: whether all agents have the same number of GPUs."""
-    counts = {host: probe["gpus"]["visible"] for host, probe in probes.items()}
-    if len(set(counts.values())) <= 1 or different:
-        return []
-    listed = ", ".join(f"{host} {count}" for host, count in counts.items())
-    remedy = (
-        "a trial on several hosts uses the same number of slots on each: remove the hosts that "
-        "differ, "
-        "or set different_gpu_counts: true"
-    )
-    return [check("all", "equal GPU counts", False, f"GPUs: {listed}", remedy)]
 
 
 STORAGES = ("mount", "nfs", "s3")
@@ -350,7 +303,6 @@ class FilterModule:
         return {
             "host_checks": host_checks,
             "unreached": unreached,
-            "cluster_checks": cluster_checks,
             "storage_checks": storage_checks,
             "failed_checks": failed,
             "check_lines": check_lines,

@@ -23,7 +23,8 @@ def _load(name: str) -> ModuleType:
 
 
 checks, services, daemon_settings = _load("checks"), _load("services"), _load("daemon_settings")
-gpu_states, gpu_tests, networks = _load("gpu_states"), _load("gpu_tests"), _load("networks")
+gpus, gpu_states = _load("gpus"), _load("gpu_states")
+gpu_tests, networks = _load("gpu_tests"), _load("networks")
 
 Check = dict[str, Any]
 
@@ -70,11 +71,11 @@ def doctor_checks(
         found += _database(host, state)
         found += _image(host, rows[host], state, settings)
         if state["agent"]:
+            found += gpus.gpu_checks(state["probe"]["gpus"], host, settings["gpus"][host])
             found += _agent(host, rows[host], status, settings)
             found += _read_rate(host, measured["read"], settings)
             found += _storage(host, measured["storage"], settings)
-            minimum = settings["host"]["nvidia_driver_minimum"]
-            found += gpu_states.state_checks(state["probe"]["gpus"], host)
+            minimum = settings["gpus"][host]["driver_minimum"]
             found += gpu_tests.container_checks(measured["gpus"], host, minimum)
             unit = settings["services"]["agent"]["unit"]
             found += gpu_states.access_checks(measured["gpu_access"], host, unit)

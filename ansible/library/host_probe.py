@@ -7,6 +7,7 @@ import ipaddress
 import json
 import os
 import platform
+import re
 import shutil
 import socket
 import subprocess
@@ -38,6 +39,11 @@ options:
     type: list
     elements: str
     default: []
+  packages:
+    description: Names of packages; the versions that apt would install are wanted.
+    type: list
+    elements: str
+    default: []
   data:
     description: The folder of a data set whose version is wanted.
     type: str
@@ -54,6 +60,13 @@ author: The project's authors
 """
 
 NVIDIA_VENDOR = "0x10de"
+# What is asked of nvidia-smi. Old drivers know the first four.
+GPU_FIELDS = (
+    *("index", "uuid", "name", "driver_version"),
+    *("compute_cap", "memory.total", "mig.mode.current", "persistence_mode", "fabric.state"),
+)
+# Without persistence mode, nvidia-smi initialises each GPU: 30 s for eight.
+GPU_SECONDS = 90
 TIMEOUT_SECONDS = 10
 CONNECT_SECONDS = 3
 
@@ -110,20 +123,93 @@ def disk(path: str) -> dict[str, Any]:
     }
 
 
-def gpus() -> dict[str, Any]:
-    """Return how many NVIDIA GPUs are on the PCI bus, and those that the driver sees."""
-    on_bus = 0
-    for device in Path("/sys/bus/pci/devices").glob("*"):
+def gpus(
+    pci: Path = Path("/sys/bus/pci/devices"), driver: Path = Path("/proc/driver/nvidia/version")
+) -> dict[str, Any]:
+    """Return the NVIDIA GPUs on the PCI bus, and what nvidia-smi says about them.
+
+    A GPU that the host passes to a virtual machine is not counted.
+
+    Args:
+        pci: The folder of PCI devices.
+        driver: Where the driver's kernel module tells its version.
+    """
+    kinds = []
+    for device in sorted(pci.glob("*")):
         display = _read(device / "class").startswith("0x03")
-        on_bus += display and _read(device / "vendor").strip() == NVIDIA_VENDOR
-    query = "--query-gpu=name,driver_version"
-    listed = _output("nvidia-smi", query, "--format=csv,noheader") or ""
-    rows = [line.rsplit(", ", 1) for line in listed.splitlines() if ", " in line]
+        passed = (device / "driver").resolve().name == "vfio-pci"
+        if display and not passed and _read(device / "vendor").strip() == NVIDIA_VENDOR:
+            kinds.append(_read(device / "device").strip())
+    state, devices, error = _nvidia_smi(GPU_FIELDS)
+    if "not a valid field" in error:
+        # An old driver knows fewer.
+        state, devices, error = _nvidia_smi(GPU_FIELDS[:4])
+    if not devices and not kinds:
+        state, error = "absent", ""
+    loaded = re.search(r"\b\d+\.\d+(?:\.\d+)?\b", _read(driver))
     return {
-        "on_bus": on_bus,
-        "visible": len(rows),
-        "names": [row[0] for row in rows],
-        "driver": rows[0][1] if rows else None,
+        "state": state,
+        "error": error,
+        "on_bus": len(kinds),
+        "kinds": kinds,
+        "visible": len(devices),
+        "names": [device["name"] for device in devices],
+        "driver": devices[0]["driver_version"] if devices else None,
+        "loaded_driver": loaded[0] if loaded else None,
+        "devices": [_gpu(device) for device in devices],
+    }
+
+
+def _nvidia_smi(fields: tuple[str, ...]) -> tuple[str, list[dict[str, str]], str]:
+    """Ask nvidia-smi for fields of each GPU.
+
+    Returns:
+        `working`, `failed` or `slow`; field -> value of each GPU; and the first line of what
+        nvidia-smi says besides, such as that a GPU is lost.
+    """
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return "failed", [], "nvidia-smi is not installed"
+    query = f"--query-gpu={','.join(fields)}"
+    try:
+        process = subprocess.Popen(
+            [program, query, "--format=csv,noheader,nounits"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        output, _ = process.communicate(timeout=GPU_SECONDS)
+    except subprocess.TimeoutExpired:
+        # Nothing waits for its end: a process that waits for a GPU may not even be killed.
+        process.kill()
+        return "slow", [], f"nvidia-smi gave no answer within {GPU_SECONDS} s"
+    except OSError as error:
+        return "failed", [], str(error)
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    values = [line.split(", ") for line in lines]
+    rows = [dict(zip(fields, row, strict=True)) for row in values if len(row) == len(fields)]
+    others = [line for line, row in zip(lines, values, strict=True) if len(row) != len(fields)]
+    if process.returncode or not rows:
+        return "failed", [], (others or [f"nvidia-smi ends with {process.returncode}"])[0]
+    return "working", rows, (others or [""])[0]
+
+
+def _gpu(device: dict[str, str]) -> dict[str, Any]:
+    """Return a GPU as the checks need it; what its driver or its kind does not tell is None."""
+    told = {
+        name: None if value.startswith("[") or value == "N/A" else value
+        for name, value in device.items()
+    }
+    memory = told.get("memory.total")
+    return {
+        "index": int(device["index"]),
+        "uuid": device["uuid"],
+        "name": device["name"],
+        "capability": told.get("compute_cap"),
+        "memory_mib": int(memory) if memory and memory.isdigit() else None,
+        "mig": told.get("mig.mode.current") == "Enabled",
+        "persistence": told.get("persistence_mode") == "Enabled",
+        "fabric": told.get("fabric.state"),
     }
 
 
@@ -233,6 +319,13 @@ def data_set(folder: str | None) -> dict[str, str | None]:
     return {"name": manifest.get("name"), "version": manifest.get("version")}
 
 
+def candidate(package: str) -> str | None:
+    """Return the version of a package that apt would install, or None if it knows none."""
+    policy = _output("apt-cache", "policy", package) or ""
+    found = re.search(r"^  Candidate: (\S+)$", policy, re.MULTILINE)
+    return None if found is None or found[1] == "(none)" else found[1]
+
+
 def unit_states() -> dict[str, str]:
     """Return the states of the cluster's systemd units that this host has."""
     listed = _output("systemctl", "list-units", "--all", "--plain", "--no-legend", "determined-*")
@@ -247,6 +340,7 @@ def main() -> None:
             "paths": {"type": "list", "elements": "str", "default": []},
             "peers": {"type": "list", "elements": "dict", "default": []},
             "names": {"type": "list", "elements": "str", "default": []},
+            "packages": {"type": "list", "elements": "str", "default": []},
             "data": {"type": "str"},
             "closed": {"type": "list", "elements": "dict", "default": []},
             "reference_time": {"type": "float", "required": True},
@@ -271,6 +365,7 @@ def main() -> None:
             "clock_offset": offset,
             "disks": {path: disk(path) for path in paths},
             "gpus": gpus(),
+            "packages": {name: candidate(name) for name in module.params["packages"]},
             "interfaces": interfaces(),
             "ports": listening_ports(),
             "docker": engine,

@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 
 # Ansible replaces sys.intern, after which torch cannot be imported, which later tests need.
-import torch  # noqa: F401
+import torch._dynamo  # noqa: F401
 
 from tests.ansible.rendering import render
 

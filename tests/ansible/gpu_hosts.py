@@ -103,9 +103,18 @@ class Scenario:
     """Fields that this driver's nvidia-smi does not have."""
 
     @property
+    def kinds(self) -> list[str]:
+        """Return the PCI device number of each NVIDIA display device on the bus."""
+        return [
+            card.device
+            for card in self.cards
+            if card.vendor == NVIDIA and card.kind.startswith("0x03")
+        ]
+
+    @property
     def on_bus(self) -> int:
         """Return how many NVIDIA display devices are on the PCI bus."""
-        return sum(card.vendor == NVIDIA and card.kind.startswith("0x03") for card in self.cards)
+        return len(self.kinds)
 
     def install(self, folder: Path, seconds: float | None = None) -> None:
         """Write `folder`/bin/nvidia-smi and the devices of `folder`/pci.
@@ -140,6 +149,8 @@ class Scenario:
             "state": ("failed" if failed else "working") if self.on_bus else "absent",
             "error": error,
             "on_bus": self.on_bus,
+            "kinds": self.kinds,
+            "loaded_driver": None,
             "visible": len(rows),
             "names": [gpu.name for gpu in rows],
             "driver": self.driver if rows else None,

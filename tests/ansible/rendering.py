@@ -14,7 +14,13 @@ BIN = Path(sys.executable).parent
 # Each host has different settings; `plain` is the master's.
 HOSTS: dict[str, dict[str, Any]] = {
     "plain": {"cluster_address": "10.0.0.1"},
-    "gpus": {"nvidia_gpus": 4, "cluster_address": "10.0.0.2"},
+    "gpus": {
+        "nvidia_gpus": 2,
+        "nvidia_uuids": ["GPU-a", "GPU-b"],
+        "gpu_names": ["A100"],
+        "resource_pool": "gpus",
+        "cluster_address": "10.0.0.2",
+    },
     "six": {"cluster_address": "fd00::3", "members_addresses": ["fd00::3"]},
     "shut": {"client_networks": [], "trial_interface": "eth1"},
 }

@@ -10,6 +10,8 @@ import pytest
 import yaml
 
 from tests.ansible.conftest import ANSIBLE
+from tests.ansible.gpu_hosts import SCENARIOS
+from tests.ansible.test_gpus import SETTINGS as GPU_SETTINGS
 from tests.ansible.test_preflight import SETTINGS, VALID_PROBE
 
 IMAGE = {"Id": "sha256:image"}
@@ -29,6 +31,7 @@ DOCTOR_SETTINGS = {
     "services": SERVICES,
     "trial_interfaces": {"node1": "", "node2": ""},
     "host": {**SETTINGS, "ports": {}},
+    "gpus": {"node1": GPU_SETTINGS, "node2": GPU_SETTINGS},
 }
 
 
@@ -50,6 +53,7 @@ class Cluster:
         probe = {
             **copy.deepcopy(VALID_PROBE),
             "provisioned": True,
+            "gpus": SCENARIOS["RTX 4090 x2"].record(),
             "units": UNITS,
             "exposed": [],
             "interfaces": {"lo": ["127.0.0.1"], "eth0": []},

@@ -109,6 +109,17 @@ def test_checkpoints_are_exported_to_each_host_and_no_network(rendered: Path) ->
     assert exports("apart") == f"/mnt/shared/checkpoints {listed}"
 
 
+def test_agents_join_pools_that_the_master_has(rendered: Path) -> None:
+    master = _yaml(rendered, "mount", "plain", "master.yaml")
+    assert [pool["pool_name"] for pool in master["resource_pools"]] == ["default", "gpus"]
+    for kind in ("compute", "aux"):
+        assert master["resource_manager"][f"default_{kind}_resource_pool"] == "default"
+    assert _yaml(rendered, "mount", "gpus", "agent.yaml")["resource_pool"] == "gpus"
+    # The first agent's pool is the one of experiments that choose none.
+    apart = _yaml(rendered, "apart", "plain", "master.yaml")
+    assert apart["resource_manager"]["default_compute_resource_pool"] == "gpus"
+
+
 def test_agents_have_gpus_or_cpu_slots(rendered: Path) -> None:
     plain = _yaml(rendered, "mount", "plain", "agent.yaml")
     assert (plain["slot_type"], plain["artificial_slots"]) == ("cpu", 2)
@@ -116,6 +127,8 @@ def test_agents_have_gpus_or_cpu_slots(rendered: Path) -> None:
     gpus = _yaml(rendered, "mount", "gpus", "agent.yaml")
     assert gpus["slot_type"] == "cuda"
     assert "artificial_slots" not in gpus
+    # Only those that are wanted: the agent asks nvidia-smi for these.
+    assert gpus["visible_gpus"] == "GPU-a,GPU-b"
 
 
 def test_the_network_interface_of_trials_is_configurable(rendered: Path) -> None:
@@ -259,8 +272,8 @@ def test_the_offline_bundle_contains_what_the_roles_install() -> None:
         wanted.update(yaml.safe_load(defaults)[name])
     assert {"nftables", "python3-libtorrent", "docker.io"} <= wanted
     assert wanted - set(bundle_packages.PACKAGES) == set()
-    toolkit = (ROOT / "ansible/roles/nvidia/tasks/toolkit.yml").read_text()
-    assert all(f"'{name}'" in toolkit for name in bundle_packages.TOOLKIT)
+    toolkit = yaml.safe_load((ROOT / "ansible/roles/nvidia/vars/main.yml").read_text())
+    assert set(toolkit["nvidia_packages"]) == set(bundle_packages.TOOLKIT)
 
 
 def test_the_toolkit_is_fetched_from_nvidia_or_a_mirror(tmp_path: Path) -> None:

@@ -18,7 +18,6 @@ VALID_PROBE: dict[str, Any] = {
         "/data/coco": {"exists": False, "at": "/", "device": 3, "free": 0},
         "/var/lib/coco": {"exists": False, "at": "/var/lib", "device": 2, "free": 99 * GIB},
     },
-    "gpus": {"on_bus": 2, "visible": 2, "names": ["H200", "H200"], "driver": "580.65.06"},
     "ports": [22],
     "docker": {"kind": None, "version": None},
     "unreachable": [],
@@ -32,9 +31,6 @@ SETTINGS = {
     "coco_store": "/var/lib/coco",
     "memory_gb": 8,
     "clock_offset_seconds": 10,
-    "gpus": "auto",
-    "nvidia_driver_minimum": 580,
-    "nvidia_driver_package": "",
     "ports": {"master_port": 8443},
     "may_become": True,
 }
@@ -74,9 +70,6 @@ def _set(*path: str, to: Any) -> Callable[[dict[str, Any]], None]:
         (_set("clock_offset", to=21.0), "clock", "set-ntp true"),
         (_set("disks", "/var/lib/docker", "free", to=29 * GIB), "disk for images", "image_disk_gb"),
         (_set("disks", "/var/lib/coco", "free", to=59 * GIB), "disk for data", "data_disk_gb"),
-        (_set("gpus", "driver", to="570.10"), "NVIDIA driver", "580 or newer"),
-        (_set("gpus", "driver", to=None), "NVIDIA driver", "nvidia_driver_package"),
-        (_set("gpus", "visible", to=1), "GPUs", "dmesg"),
         (_set("ports", to=[22, 8443]), "port 8443", "ss -ltnp"),
         (
             _set("docker", to={"kind": "snap", "version": "27.1"}),
@@ -168,25 +161,6 @@ def test_ports_and_images_of_a_provisioned_host_are_its_own(checks: ModuleType) 
         probe["disks"]["/var/lib/docker"]["free"] = 2 * GIB
 
     assert _failed(checks, provisioned) == []
-
-
-def test_gpus_can_be_required_or_ignored(checks: ModuleType) -> None:
-    none = _set("gpus", to={"on_bus": 0, "visible": 0, "names": [], "driver": None})
-    assert _failed(checks, none) == []
-    assert [check["name"] for check in _failed(checks, none, gpus="required")] == ["GPUs"]
-    assert _failed(checks, _set("gpus", "driver", to="390.1"), gpus="none") == []
-
-
-def test_an_old_driver_that_will_be_replaced_is_not_a_problem(checks: ModuleType) -> None:
-    old = _set("gpus", "driver", to="535.1")
-    assert _failed(checks, old, nvidia_driver_package="nvidia-driver-580-server") == []
-
-
-def test_different_gpu_counts_are_a_problem_unless_allowed(checks: ModuleType) -> None:
-    probes = {f"node{count}": {"gpus": {"visible": count}} for count in (2, 4)}
-    (found,) = checks.failed(checks.cluster_checks(probes, False))
-    assert found["message"] == "GPUs: node2 2, node4 4"
-    assert checks.cluster_checks(probes, True) == []
 
 
 def test_an_unreachable_host_is_one_of_the_problems(checks: ModuleType) -> None:

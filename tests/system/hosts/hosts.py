@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -175,8 +175,14 @@ def address(number: int) -> str:
     return SUBNET.replace(".0/24", f".{10 + number}")
 
 
-def start(number: int, *, internet: bool = True) -> str:
-    """Start host<number>; return its name. With `internet` off it reaches its peers only."""
+def start(number: int, *, internet: bool = True, options: Sequence[str] = ()) -> str:
+    """Start host<number>; return its name.
+
+    Args:
+        number: The host's number.
+        internet: Whether it reaches more than its peers.
+        options: Further options of `docker run`.
+    """
     name = f"host{number}"
     _network(internet)
     key = _key()
@@ -191,6 +197,7 @@ def start(number: int, *, internet: bool = True) -> str:
         f"--volume={name}-docker:/var/lib/docker",
         f"--volume={SHARED_VOLUME}:/mnt/shared",
         "--label=test-hosts",
+        *options,
         *HOST_OPTIONS,
         *_loop_devices(),
         IMAGE,
@@ -291,11 +298,13 @@ def down() -> None:
 
 
 @contextlib.contextmanager
-def hosts(count: int, *, internet: bool = True) -> Iterator[list[str]]:
+def hosts(count: int, *, internet: bool = True, options: Sequence[str] = ()) -> Iterator[list[str]]:
     """Yield `count` fresh hosts for a test, and remove them afterwards."""
     down()
     try:
-        up(count, internet=internet)
+        build()
+        for number in range(1, count + 1):
+            start(number, internet=internet, options=options)
         yield names()
     finally:
         down()
