@@ -87,6 +87,15 @@ def test_the_image_keeps_its_name_if_only_other_files_change(
     assert name_of_image(copied) == before
 
 
+def test_the_image_does_not_ask_for_gpus_by_itself() -> None:
+    """Where NVIDIA's runtime is the default one, each container of it would get all of them."""
+    instructions = [
+        line for line in (ROOT / "docker/Dockerfile").read_text().splitlines() if "#" not in line
+    ]
+    assert "NVIDIA_VISIBLE_DEVICES" not in "\n".join(instructions)
+    assert any("NVIDIA_DRIVER_CAPABILITIES=compute,utility,video" in line for line in instructions)
+
+
 def test_a_lock_of_another_form_is_an_error(copied: Path) -> None:
     (copied / "requirements.lock").write_text("torch==2.14.1\n")
     run = subprocess.run([copied / "docker/image-name.sh"], stdout=subprocess.PIPE, check=False)
