@@ -13,8 +13,8 @@ from pathlib import Path
 
 # For CUDA 13, which the installed torch and DALI are built for (CUDA's release notes, table 3).
 MIN_DRIVER_VERSION = 580
-# What the pinned torch is compiled for: torch.cuda.get_arch_list(). DALI's CUDA 13 build supports
-# the same generations.
+# What the pinned torch is compiled for: torch.cuda.get_arch_list(). DALI, nvJPEG, NCCL and the task
+# image's Horovod have code for all of its GPUs (docs/gpu-hosts.md).
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120")
 PCI_DEVICES = Path("/sys/bus/pci/devices")
 # With 8 GPUs and without persistence mode, nvidia-smi takes up to half a minute.
