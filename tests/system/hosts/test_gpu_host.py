@@ -96,6 +96,7 @@ def host(gpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts
 
 
 def test_gpus_become_slots(host: Hosts) -> None:
+    host.succeed("up", "--", "--check")
     host.succeed("up")
     assert [each["slots"] for each in host.status()["hosts"]] == [2]
     assert "slot_type: cuda" in on_host(1, "cat /etc/determined/agent.yaml")
@@ -114,6 +115,7 @@ def test_a_second_converge_changes_nothing_and_reloads_nothing(host: Hosts) -> N
     assert changed_tasks(recap) == {"host1": 0}
     # A reload of systemd takes GPUs away from running containers on some hosts.
     assert on_host(1, reloads) == before
+    host.succeed("up", "--", "--check")
 
 
 def test_a_package_source_of_the_hosts_own_stays_alone(host: Hosts) -> None:
