@@ -19,6 +19,7 @@ def first_loss(out: Path) -> float:
 
 
 @pytest.mark.gpu
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
 def test_training_begins_as_on_the_processor(
     precision: str, mini_coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
