@@ -31,7 +31,7 @@ def _settings() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
     if os.environ.get("TEST_HOSTS") != "yes":
-        pytest.skip("takes 45 minutes and 35 GB of disk; make test-hosts runs it")
+        pytest.skip("takes 45 minutes and 75 GB of disk; make test-hosts runs it")
     reason = test_hosts.why_unavailable()
     if reason is None and PROXY and shutil.which("tinyproxy") is None:
         reason = "tinyproxy is not installed"

@@ -1,6 +1,6 @@
 """A cluster's whole life on test hosts: from bare machines to bare machines.
 
-Takes 45 minutes on two cores and, with the task image, 35 GB of disk, so it runs only where
+Takes 45 minutes on two cores and, with the task image, 75 GB of disk, so it runs only where
 TEST_HOSTS=yes asks for it (`make test-hosts`). TEST_HOSTS_IMAGE names a small image in the task
 image's place; then nothing is trained. TEST_HOSTS_BUNDLE names an offline bundle; then the hosts
 reach nothing but each other. TEST_HOSTS_PROXY=yes gives them a proxy as their only way out. The
