@@ -23,7 +23,7 @@ def _load(name: str) -> ModuleType:
 
 
 checks, services, daemon_settings = _load("checks"), _load("services"), _load("daemon_settings")
-gpus, gpu_states = _load("gpus"), _load("gpu_states")
+gpus, gpu_states, slots = _load("gpus"), _load("gpu_states"), _load("slots")
 gpu_tests, networks = _load("gpu_tests"), _load("networks")
 
 Check = dict[str, Any]
@@ -48,8 +48,7 @@ def doctor_checks(
         hosts: gather_state_hosts of the role gather_state.
         status: The same hosts as cluster_status presents them.
         measurements: doctor_measurements of the role doctor: host -> tls, certificates, daemon,
-            read, storage, gpus, gpu_access,
-            all_reduce.
+            read, storage, gpus, gpu_access, all_reduce.
         settings: doctor_settings of the role doctor.
     """
     found = [*_master(status, settings)]
@@ -73,6 +72,7 @@ def doctor_checks(
         if state["agent"]:
             found += gpus.gpu_checks(state["probe"]["gpus"], host, settings["gpus"][host])
             found += _agent(host, rows[host], status, settings)
+            found += _slots(host, state["probe"]["gpus"], settings)
             found += _read_rate(host, measured["read"], settings)
             found += _storage(host, measured["storage"], settings)
             minimum = settings["gpus"][host]["driver_minimum"]
@@ -294,6 +294,21 @@ def _agent(
             )
         )
     return found
+
+
+def _slots(host: str, present: Mapping[str, Any], settings: Mapping[str, Any]) -> list[Check]:
+    """Compare an agent's slots with the host's GPUs, if these answer."""
+    used = gpus.used_gpus(present, settings["gpus"][host])
+    if present["state"] in ("failed", "slow"):
+        return []  # The checks of the GPUs report it.
+    divided = any(device["mig"] for device in present["devices"])
+    expected = {host: slots.expected_slots(len(used), settings["cpu_slots"][host], divided)}
+    unit = settings["services"]["agent"]["unit"]
+    problems = slots.slot_problems(settings["agents"], expected, unit)
+    return [
+        checks.check(host, "slots", False, has, cause)
+        for has, _, cause in (line.partition(": ") for line in problems)
+    ]
 
 
 def _read_rate(host: str, read: Mapping[str, Any], settings: Mapping[str, Any]) -> list[Check]:

@@ -29,6 +29,7 @@ DOCTOR_SETTINGS = {
     "data_path": "/data/coco",
     "secrets": "/project/.secrets/main",
     "services": SERVICES,
+    "cpu_slots": {"node1": 2, "node2": 2},
     "trial_interfaces": {"node1": "", "node2": ""},
     "host": {**SETTINGS, "ports": {}},
     "gpus": {"node1": GPU_SETTINGS, "node2": GPU_SETTINGS},
@@ -79,7 +80,7 @@ class Cluster:
             host["probe"]["interfaces"]["eth0"] = [host["address"]]
         # Host -> image -> compared with this machine's.
         self.images = {name: {"trial:1": "ok", "agent:1": "ok"} for name in self.hosts}
-        slot = {"container": None}
+        slot = {"container": None, "device": {"type": "TYPE_CUDA"}}
         self.api: dict[str, Any] = {
             "url": "https://10.0.0.1:8443",
             "error": "",
@@ -124,6 +125,7 @@ def cluster() -> Cluster:
 def _checks(cluster: Cluster, doctor: ModuleType, status: ModuleType) -> list[dict[str, Any]]:
     found = status.cluster_status(cluster.hosts, cluster.api, "main", "trial:1")
     settings = {**DOCTOR_SETTINGS, "images": {"states": cluster.images}}
+    settings["agents"] = cluster.api["agents"]
     checks = doctor.doctor_checks(cluster.hosts, found, cluster.measurements, settings)
     return list(checks)
 
@@ -238,7 +240,16 @@ def test_a_master_that_does_not_answer_is_reported(
         ),
         (lambda c: c.api["agents"][1].update(enabled=False), [("node2", "enabled")]),
         (lambda c: c.api["agents"][1].update(version="0.37"), [("node2", "agent's version")]),
-        (lambda c: c.api["agents"][1].update(slots={}), [("node2", "agent")]),
+        (
+            lambda c: c.api["agents"][1].update(slots={}),
+            [("node2", "agent"), ("node2", "slots")],
+        ),
+        # One GPU has been lost, or the agent has an older configuration.
+        (lambda c: c.api["agents"][1]["slots"].pop("1"), [("node2", "slots")]),
+        (
+            lambda c: c.hosts["node2"]["probe"].update(gpus=SCENARIOS["processors only"].record()),
+            [("node2", "slots")],
+        ),
         (
             lambda c: c.measurements["node2"]["read"].update(seconds=21.0),
             [("node2", "reading the data set")],
