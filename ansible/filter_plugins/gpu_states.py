@@ -108,8 +108,8 @@ def _mig(devices: list[Mapping[str, Any]], host: str) -> list[Check]:
         return [checks.check(host, "MIG", True, message)]
     lost = "the others become no slots" if devices[0].get("mig") else "they become whole slots"
     remedy = (
-        f"divide all GPUs of {host} or none: make cluster-drain HOST={host}, nvidia-smi --mig 0 --id "
-        f"INDEX there, a restart of its agent, make cluster-undrain HOST={host}; {one_slot}"
+        f"divide all GPUs of {host} or none: make cluster-drain HOST={host}, nvidia-smi --mig 0 "
+        f"--id INDEX there, a restart of its agent, make cluster-undrain HOST={host}; {one_slot}"
     )
     message = f"{listed} of {len(devices)} divided: {lost}"
     return [checks.check(host, "MIG", False, message, remedy)]
