@@ -65,6 +65,10 @@ TABLE = {
     "experiments/runtime/communication.py: HorovodCommunicator.all_reduce_sum": (
         "test_horovods_sum_on_a_gpu"
     ),
+    "experiments/runtime/communication.py: HorovodCommunicator.open_torch_group": (
+        "test_two_communicators_of_nccl_take_turns"
+    ),
+    f"{TRIAL}._order_collectives": "test_two_communicators_of_nccl_take_turns",
     "experiments/runtime/communication.py: start_distributed": "test_collectives_of_nccl",
     "experiments/input/input_config.py: InputConfig.torch_device": "test_the_stream_on_a_gpu",
     "experiments/input/decoder.py: input_device": "tests/experiments/input/test_decoder.py",
@@ -365,6 +369,47 @@ def test_horovods_sum_on_a_gpu() -> None:
     with FakeTensorMode():
         total = communication.HorovodCommunicator(hvd).all_reduce_sum(torch.ones(3, device=CUDA))
         assert total.device == CUDA
+
+
+@pytest.mark.parametrize(("device", "backend"), [(CUDA, "nccl"), (torch.device("cpu"), "gloo")])
+def test_two_communicators_of_nccl_take_turns(
+    device: torch.device, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU Horovod sends gradients when the statistics of the backward pass are done."""
+    started: dict[str, Any] = {}
+    distributed = torch.distributed
+    monkeypatch.setattr(
+        distributed, "init_process_group", lambda name, **_: started.update(backend=name)
+    )
+    monkeypatch.setattr(communication.atexit, "register", lambda function: None)
+    monkeypatch.setattr(distributed, "get_rank", lambda: 0)
+    monkeypatch.setattr(distributed, "get_world_size", lambda: 1)
+    monkeypatch.setattr(distributed, "get_backend", lambda: started["backend"])
+    hvd: Any = SimpleNamespace(
+        **{name: lambda: 0 for name in ("rank", "local_rank")},
+        **{name: lambda: 1 for name in ("size", "cross_size")},
+        broadcast_object=lambda value, name: value,
+    )
+    optimizer = mock.Mock(backward_passes_per_step=1)
+    ranks = communication.HorovodCommunicator(hvd)
+    trial: Any = SimpleNamespace(
+        communicator=ranks,
+        device=device,
+        optimizer=optimizer,
+        hparams=SimpleNamespace(sync_bn_with_horovod=False),
+    )
+    trial.step_communicator = EfficientDetTrial._open_step_communicator(trial)
+    assert started == {"backend": backend}
+    assert isinstance(trial.step_communicator, communication.TorchCommunicator)
+    EfficientDetTrial._order_collectives(trial)
+    held = [mock.call(2)] if device == CUDA else []
+    assert optimizer.set_backward_passes_per_step.mock_calls == held
+
+    trial.hparams.sync_bn_with_horovod = True
+    assert EfficientDetTrial._open_step_communicator(trial) is ranks
+    trial.step_communicator = ranks
+    EfficientDetTrial._order_collectives(trial)
+    assert optimizer.set_backward_passes_per_step.mock_calls == held
 
 
 def test_devices_of_the_commands(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Collectives between ranks: one interface to torch.distributed, Horovod and a single process."""
 
+import atexit
 import importlib.util
 import os
 import time
@@ -59,10 +60,12 @@ class SingleProcess:
 class TorchCommunicator:
     """Collectives of torch.distributed's default group: NCCL on GPUs, Gloo on CPUs."""
 
-    def __init__(self) -> None:
+    def __init__(self, local_rank: int | None = None) -> None:
         self.rank = torch.distributed.get_rank()
         self.size = torch.distributed.get_world_size()
-        self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        # torchrun sets it; another launcher's rank has to be given.
+        from_torchrun = int(os.environ.get("LOCAL_RANK", "0"))
+        self.local_rank = from_torchrun if local_rank is None else local_rank
         on_gpu = torch.distributed.get_backend() == "nccl"
         self._device = torch.device("cuda", self.local_rank) if on_gpu else torch.device("cpu")
 
@@ -132,6 +135,48 @@ class HorovodCommunicator:
         """Overwrite the tensors with rank 0's, in place."""
         for tensor in tensors:
             self._hvd.broadcast_(tensor, root_rank=0, name=self._name("broadcast", tensor))
+
+    def open_torch_group(self, device: torch.device) -> TorchCommunicator:
+        """Open a process group of torch.distributed over Horovod's ranks; all ranks must call this.
+
+        Horovod starts collectives once per cycle, which is right for gradients and too slow for
+        collectives that the next operation waits for.
+
+        Args:
+            device: That this rank computes on: NCCL for a GPU, otherwise Gloo.
+        """
+        distributed = torch.distributed
+        # Between hosts Determined cannot do without this variable either.
+        address = os.environ["DET_CHIEF_IP"] if self._hvd.cross_size() > 1 else "127.0.0.1"
+        port = 0  # any that is free
+        store = None
+        if self.rank == 0:
+            store = distributed.TCPStore(
+                address, port, self.size, is_master=True, wait_for_workers=False
+            )
+            address, port = store.host, store.port
+        address, port = self._hvd.broadcast_object((address, port), name="efficientdet.store")
+        if store is None:
+            store = distributed.TCPStore(address, port, self.size, wait_for_workers=False)
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        distributed.init_process_group(backend, store=store, rank=self.rank, world_size=self.size)
+        if backend == "gloo":
+            # Otherwise Gloo's threads may still be running when Python exits, which aborts it.
+            # NCCL's end would wait for the other ranks, which may have failed.
+            atexit.register(distributed.destroy_process_group)
+        return TorchCommunicator(self.local_rank)
+
+    @staticmethod
+    def hold_gradients(optimizer: Any) -> None:
+        """Let Horovod's optimizer send gradients after the backward pass, not during it.
+
+        Two NCCL communicators block each other if their kernels start in different orders on two
+        GPUs and there is no room for both. NCCL_LAUNCH_ORDER_IMPLICIT demands one order on the
+        host, which Horovod's thread does not keep. This makes them take turns: Horovod's kernels
+        wait for what the GPU was given before, which is all of the pass's statistics, and the
+        optimizer waits for the gradients before the next pass starts.
+        """
+        optimizer.set_backward_passes_per_step(optimizer.backward_passes_per_step + 1)
 
 
 def start_distributed() -> core.DistributedContext | None:

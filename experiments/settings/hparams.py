@@ -170,6 +170,8 @@ class Precision(_Group):
     """Start the average after the first step, and let its decay rise from 0."""
     sync_bn: bool = False
     """Compute batch norm's statistics over all ranks."""
+    sync_bn_with_horovod: bool = False
+    """Send `sync_bn`'s statistics through Horovod too, not through a group of torch.distributed."""
     channels_last: bool = True
     """Keep images and weights in channels_last memory."""
     compile: bool = False

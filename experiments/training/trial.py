@@ -16,7 +16,7 @@ from experiments.evaluation.inference import evaluation_input
 from experiments.evaluation.loop import Evaluation, SplitEvaluator, evaluate_detector
 from experiments.input import EvalLoader, FakeLoader, InputConfig, Labeler, TrainLoader
 from experiments.input.decoder import input_device
-from experiments.runtime.communication import HorovodCommunicator
+from experiments.runtime.communication import Communicator, HorovodCommunicator
 from experiments.settings.hparams import HParams
 from experiments.training.callbacks import RunRecorder, TrainerState
 from experiments.training.detector import build_from_hparams, detector_overrides
@@ -67,18 +67,21 @@ class EfficientDetTrial(pytorch.PyTorchTrial):
         if self.hparams.channels_last and not isinstance(self.communicator, HorovodCommunicator):
             self.detector = self.detector.to(memory_format=torch.channels_last)
         self.ema = self._build_ema()  # before the conversion: the average is only evaluated
+        self.step_communicator = self.communicator
         if self.hparams.sync_bn and self.communicator.size > 1:
-            convert_sync_batchnorm(self.detector, self.communicator.all_reduce_sum)
+            self.step_communicator = self._open_step_communicator()
+            convert_sync_batchnorm(self.detector, self.step_communicator.all_reduce_sum)
         self.criterion = DetectionCriterion(self.detector.config).to(self.device)
 
         self.scaler = self._build_scaler()
         self.model: nn.Module = context.wrap_model(self.detector)
-        self._compress_gradients()
+        self._configure_gradients()
         self._losses = torch.compile(self._losses_of) if self.hparams.compile else self._losses_of
         self.optimizer = context.wrap_optimizer(
             build_optimizer(self.detector, self.hparams),
             fp16_compression=self.hparams.fp16_compression,
         )
+        self._order_collectives()
         self.schedule = Schedule(self.optimizer, self.hparams, run.batches_per_epoch)
         self.clip = gradient_clipper(self.hparams, self.detector)
         self.position = run.first_batch
@@ -113,11 +116,33 @@ class EfficientDetTrial(pytorch.PyTorchTrial):
             return None
         return self.context.wrap_scaler(torch.amp.GradScaler(self.device.type))
 
-    def _compress_gradients(self) -> None:
-        """Have torch.distributed send gradients as float16; Horovod has an option for it."""
-        if self.hparams.fp16_compression and isinstance(
-            self.model, nn.parallel.DistributedDataParallel
+    def _open_step_communicator(self) -> Communicator:
+        """Return what carries the collectives that a step waits for, of which sync_bn has many."""
+        ranks = self.communicator
+        if isinstance(ranks, HorovodCommunicator) and not self.hparams.sync_bn_with_horovod:
+            return ranks.open_torch_group(self.device)
+        return ranks
+
+    def _order_collectives(self) -> None:
+        """Keep the two NCCL communicators of a GPU from running at once."""
+        ranks = self.communicator
+        if (
+            isinstance(ranks, HorovodCommunicator)
+            and self.step_communicator is not ranks
+            and self.device.type == "cuda"
         ):
+            ranks.hold_gradients(self.optimizer)
+
+    def _configure_gradients(self) -> None:
+        """Have torch.distributed send gradients as float16, if asked; Horovod has an option for it.
+
+        Running statistics need not be sent before each step: no step reads them, and rank 0's go
+        to all ranks before an evaluation.
+        """
+        if not isinstance(self.model, nn.parallel.DistributedDataParallel):
+            return
+        self.model.broadcast_buffers = False
+        if self.hparams.fp16_compression:
             from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 
             self.model.register_comm_hook(None, default_hooks.fp16_compress_hook)
@@ -228,7 +253,7 @@ class EfficientDetTrial(pytorch.PyTorchTrial):
         lr = self.schedule.set(self.position)
         targets = self._targets(batch)
         normalizer = self.criterion.normalizer(
-            targets, self.communicator.size, self.communicator.all_reduce_sum
+            targets, self.communicator.size, self.step_communicator.all_reduce_sum
         )
         loss, class_loss, box_loss = self._losses(batch["image"], targets, normalizer)
         self.context.backward(self.scaler.scale(loss) if self.scaler is not None else loss)

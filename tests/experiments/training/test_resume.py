@@ -44,8 +44,7 @@ COMPARABLE: dict[str, Any] = {
 def test_killed_and_resumed_is_the_same_run(
     launcher: str, ranks: int, mini_coco: Path, tmp_path: Path
 ) -> None:
-    # Horovod answers a small collective in milliseconds, and there are hundreds in a step.
-    config = launched.write_config(tmp_path, mini_coco, sync_bn=launcher == "torchrun")
+    config = launched.write_config(tmp_path, mini_coco, sync_bn=True)
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
     launched.run(config, straight, launcher=launcher, ranks=ranks)
 
