@@ -37,6 +37,7 @@ CUDA = torch.device("cuda", 0)
 TRIAL = "experiments/training/trial.py: EfficientDetTrial"
 # File and function -> the test that runs what a GPU would run there.
 TABLE = {
+    "model/network/batchnorm_kernels.py: kernels_for": "tests/model/test_sync_batchnorm_groups.py",
     "model/detection/device.py: runs_eagerly_on_cpu": "test_targets_and_loss_of_a_device",
     "model/detection/targets.py: assign_targets": "test_targets_and_loss_of_a_device",
     "model/detection/targets.py: _match": "test_targets_and_loss_of_a_device",

@@ -2,6 +2,7 @@
 
 import math
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +13,7 @@ from model.detection.outputs import Outputs
 from model.network.backbone import create_backbone
 from model.network.fpn import FeaturePyramid, norm_layer
 from model.network.layers import ConvNorm, SeparableConvNorm, activation, conv_norm
+from model.network.sync_batchnorm import normalize_together
 
 # Initial probability of every class, so that the many background anchors do not dominate the first
 # steps (focal loss, https://arxiv.org/abs/1708.02002, section 3.3).
@@ -51,20 +53,32 @@ class Head(nn.Module):
         self.act = activation(config.head_act_type or config.act_type)
         self.predict = conv(channels, num_outputs * config.num_anchors, 3, bias=True, norm=None)
 
+    def norms(self, depth: int) -> list[nn.Module]:
+        """Return the batch norms after one of the convolutions, by level."""
+        if self.level_first:
+            return [cast(nn.ModuleList, norms)[depth] for norms in self.bn_rep]
+        return [norm.bn for norm in cast(nn.ModuleList, self.bn_rep[depth])]  # type: ignore[misc]
+
     def forward(self, levels: list[Tensor]) -> list[Tensor]:
         """N x fpn_channels x h x w of each level -> N x num_anchors * num_outputs x h x w."""
-        outputs = []
-        for level, x in enumerate(levels):
-            for conv, norm in zip(self.conv_rep, self._norms(level), strict=True):
-                x = self.act(norm(conv(x)))  # noqa: PLW2901 (x passes through the repeats)
-            outputs.append(self.predict(x))
-        return outputs
+        return run_heads([self], levels)[0]
 
-    def _norms(self, level: int) -> list[nn.Module]:
-        """The batch norms of one level, in order."""
-        if self.level_first:
-            return list(cast(nn.ModuleList, self.bn_rep[level]))
-        return [cast(nn.ModuleList, norms)[level] for norms in self.bn_rep]
+
+def run_heads(heads: Sequence[Head], levels: list[Tensor]) -> list[list[Tensor]]:
+    """Return each head's outputs of all levels.
+
+    All heads and levels advance together, since batch norms at the same depth do not depend on each
+    other, and statistics over ranks can then travel together.
+    """
+    maps = [list(levels) for _ in heads]
+    for depth in range(len(heads[0].conv_rep)):
+        norms = [norm for head in heads for norm in head.norms(depth)]
+        convolved = [
+            head.conv_rep[depth](x) for head, own in zip(heads, maps, strict=True) for x in own
+        ]
+        normalized = iter(normalize_together(norms, convolved))
+        maps = [[head.act(next(normalized)) for _ in levels] for head in heads]
+    return [[head.predict(x) for x in own] for head, own in zip(heads, maps, strict=True)]
 
 
 class EfficientDet(nn.Module):
@@ -95,7 +109,8 @@ class EfficientDet(nn.Module):
             regressions, N x A*4 x h x w, each ty tx th tw relative to its anchor.
         """
         levels = self.fpn(self.backbone(images))
-        return self.class_net(levels), self.box_net(levels)
+        logits, regressions = run_heads((self.class_net, self.box_net), levels)
+        return logits, regressions
 
 
 def build_detector(

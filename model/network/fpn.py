@@ -1,15 +1,23 @@
 """The feature pyramid: repeated cells that fuse feature maps of several levels."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from model.config import DetectorConfig
 from model.network.fpn_graphs import Node, fpn_nodes
-from model.network.layers import NormLayer, Resample, Size, activation, conv_norm
+from model.network.layers import (
+    NormLayer,
+    Resample,
+    Size,
+    activation,
+    conv_norm,
+    resample_together,
+)
 
 # Keeps fast normalized fusion finite if all weights are clipped to zero (paper, section 3.3).
 FUSION_EPSILON = 1e-4
@@ -66,22 +74,27 @@ class Fuse(nn.Module):
         positive = self.edge_weights.relu()
         return positive / (positive.sum() + FUSION_EPSILON)
 
-    def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Maps of all levels so far -> one map, N x fpn_channels x size."""
-        resampled = [
-            resample(maps[index])
+    def forward(self, maps: Sequence[Tensor], resampled: Mapping[int, Tensor]) -> Tensor:
+        """Maps of all levels so far -> one map, N x fpn_channels x size.
+
+        Args:
+            maps: of all levels so far.
+            resampled: results of `self.resample` that are known, by the number of the map.
+        """
+        inputs = [
+            resampled[index] if index in resampled else resample(maps[index])
             for index, resample in zip(self.inputs, self.resample.values(), strict=True)
         ]
         weights = self._weights()
         if weights is not None:
             # Scaled and added map by map: stacking them first would copy every map again.
-            scales = weights.to(resampled[0].dtype).unbind()
-            resampled = [x * scale for x, scale in zip(resampled, scales, strict=True)]
-        if len(resampled) == 1:
+            scales = weights.to(inputs[0].dtype).unbind()
+            inputs = [x * scale for x, scale in zip(inputs, scales, strict=True)]
+        if len(inputs) == 1:
             # The activation after a fusion works in place, and other nodes may use this map too.
-            return resampled[0].clone() if weights is None else resampled[0]
-        total = resampled[0] + resampled[1]
-        for x in resampled[2:]:
+            return inputs[0].clone() if weights is None else inputs[0]
+        total = inputs[0] + inputs[1]
+        for x in inputs[2:]:
             total = total + x
         return total
 
@@ -104,9 +117,9 @@ class FuseConv(nn.Module):
             ),
         )
 
-    def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Maps of all levels so far -> one map, N x fpn_channels x size."""
-        fused: Tensor = self.after_combine(self.combine(maps))
+    def forward(self, maps: Sequence[Tensor], resampled: Mapping[int, Tensor]) -> Tensor:
+        """Maps of all levels so far -> one map, N x fpn_channels x size; see Fuse."""
+        fused: Tensor = self.after_combine(self.combine(maps, resampled))
         return fused
 
 
@@ -126,11 +139,32 @@ class PyramidCell(nn.Module):
             FuseConv(config, node, maps, config.level_size(node.level)) for node in nodes
         )
 
-    def forward(self, levels: list[Tensor]) -> list[Tensor]:
-        """One map per level -> one map per level, all with fpn_channels."""
+    def laterals(self, num_maps: int) -> dict[tuple[int, int], Resample]:
+        """Return what makes the pyramid's channels of the first maps, by node and map."""
+        return {
+            (number, index): resample
+            for number, node in enumerate(cast(Sequence[FuseConv], self.fnode))
+            for index, resample in zip(
+                node.combine.inputs,
+                cast(Sequence[Resample], node.combine.resample.values()),
+                strict=True,
+            )
+            if index < num_maps and resample.has_norm
+        }
+
+    def forward(
+        self, levels: list[Tensor], laterals: Mapping[tuple[int, int], Tensor]
+    ) -> list[Tensor]:
+        """One map per level -> one map per level, all with fpn_channels.
+
+        Args:
+            levels: one map per level.
+            laterals: results of `self.laterals`.
+        """
         maps = list(levels)
-        for node in self.fnode:
-            maps.append(node(maps))
+        for number, node in enumerate(self.fnode):
+            resampled = {index: x for (of, index), x in laterals.items() if of == number}
+            maps.append(node(maps, resampled))
         return maps[-self.num_levels :]
 
 
@@ -167,7 +201,18 @@ class FeaturePyramid(nn.Module):
     def forward(self, backbone_maps: Sequence[Tensor]) -> list[Tensor]:
         """Maps of the backbone, finest first -> maps of all levels, N x fpn_channels x h x w."""
         maps = list(backbone_maps)
-        for resample in self.resample.values():
+        cells = cast(Sequence[PyramidCell], self.cell)
+        # The batch norms that only depend on the backbone go together: of the first coarser level,
+        # and of the first cell.
+        coarser = cast(Sequence[Resample], list(self.resample.values()))
+        first = [resample for resample in coarser[:1] if resample.has_norm]
+        laterals = cells[0].laterals(len(maps))
+        sources = [maps[-1] for _ in first] + [maps[index] for _, index in laterals]
+        resampled = resample_together([*first, *laterals.values()], sources)
+        maps += resampled[: len(first)]
+        for resample in coarser[len(first) :]:
             maps.append(resample(maps[-1]))
-        levels: list[Tensor] = self.cell(maps)
+        levels = cells[0](maps, dict(zip(laterals, resampled[len(first) :], strict=True)))
+        for cell in cells[1:]:
+            levels = cell(levels, {})
         return levels

@@ -3,11 +3,14 @@
 Module names follow effdet 0.4.1's, because published checkpoints are keyed by them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch.nn.functional as F
 from timm.layers import get_act_layer
 from torch import Tensor, nn
+
+from model.network.sync_batchnorm import normalize_together
 
 NormLayer = Callable[[int], nn.Module]
 Size = tuple[int, int]
@@ -150,3 +153,23 @@ class Resample(nn.Sequential):
             )
         elif input_size != output_size:
             self.upsample = Interpolate(output_size, upsample)
+
+    @property
+    def has_norm(self) -> bool:
+        """Whether it begins with a convolution and a batch norm."""
+        return "conv" in self._modules
+
+    def after_norm(self, x: Tensor) -> Tensor:
+        """Apply what follows the batch norm."""
+        for name, module in self.named_children():
+            if name != "conv":
+                x = module(x)
+        return x
+
+
+def resample_together(resamples: Sequence[Resample], xs: Sequence[Tensor]) -> list[Tensor]:
+    """Apply each, which has a norm, to its map; statistics over ranks travel together."""
+    convs = [resample.conv for resample in resamples]
+    convolved = [conv.conv(x) for conv, x in zip(convs, xs, strict=True)]
+    normalized = normalize_together([cast(nn.Module, conv.bn) for conv in convs], convolved)
+    return [resample.after_norm(x) for resample, x in zip(resamples, normalized, strict=True)]

@@ -4,13 +4,14 @@ PyTorch's own SyncBatchNorm needs a GPU and torch.distributed, Horovod's needs H
 ranks, both only add vectors. This module takes a function that does so, and works with either.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
+
+from model.network.batchnorm_kernels import Affine, kernels_for
 
 AllReduceSum = Callable[[Tensor], Tensor]
 
@@ -25,56 +26,96 @@ class _Connection:
         return self
 
 
+class _Group(NamedTuple):
+    """Batch norms that do not depend on each other, so that their sums travel together."""
+
+    connection: _Connection
+    eps: list[float]
+    channels: list[int]
+
+
 class _Normalize(torch.autograd.Function):
     """Batch norm with statistics over all ranks (https://arxiv.org/abs/1502.03167, section 3)."""
 
     @staticmethod
-    def forward(  # noqa: PLR0917 (autograd functions take no keywords)
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        eps: float,
-        connection: _Connection,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Returns the normalized x, and mean, biased variance and count over all ranks."""
-        count = x.numel() // x.shape[1]
-        variance, mean = torch.var_mean(x.float(), dim=(0, 2, 3), correction=0)
+    def forward(ctx: Any, group: _Group, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """One collective for the whole group.
+
+        Args:
+            ctx: of autograd.
+            group: of the batch norms.
+            tensors: an x of each norm, then a weight of each, then a bias of each.
+
+        Returns:
+            The normalized x of each, and mean, biased variance and count over all ranks, the
+            channels of all norms one after the other.
+        """
+        xs, weights, biases = _split(tensors, len(group.eps))
+        local = [kernels_for(x).statistics(x, eps) for x, eps in zip(xs, group.eps, strict=True)]
+        # Filled on the device: a copy from the host would make it wait.
+        count = torch.cat(
+            [
+                m.new_full(m.shape, x.numel() // m.numel())
+                for (m, _), x in zip(local, xs, strict=True)
+            ]
+        )
+        mean, variance = (torch.cat(each).double() for each in zip(*local, strict=True))
         # Moments about zero can be added over ranks. In float64, their difference keeps the digits
         # that float32 would lose if the mean is far from zero.
-        mean, variance = mean.double(), variance.double()
-        second_moment = variance + mean.square()
-        moments = torch.cat([mean * count, second_moment * count, mean.new_tensor([count])])
-        moments = connection.all_reduce_sum(moments)
-        total = moments[-1]
-        mean, second_moment = (moments[:-1] / total).chunk(2)
-        variance = (second_moment - mean.square()).clamp(min=0.0)
-        mean, variance = mean.float(), variance.float()
-        y = F.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps)
-        ctx.save_for_backward(x, weight, mean, variance, total)
-        ctx.eps = eps
-        ctx.connection = connection
+        moments = torch.stack([torch.ones_like(mean), mean, variance + mean.square()]) * count
+        total, mean, second_moment = group.connection.all_reduce_sum(moments)
+        mean, second_moment = mean / total, second_moment / total
+        variance = (second_moment - mean.square()).clamp(min=0.0).float()
+        mean = mean.float()
+        ys = [
+            kernels_for(x).normalize(x, Affine(weight, bias, eps), *statistics)
+            for x, weight, bias, eps, *statistics in zip(
+                xs,
+                weights,
+                biases,
+                group.eps,
+                mean.split(group.channels),
+                variance.split(group.channels),
+                strict=True,
+            )
+        ]
+        ctx.save_for_backward(mean, variance, total, *tensors)
+        ctx.group = group
         ctx.mark_non_differentiable(mean, variance, total)
-        return y, mean, variance, total
+        return *ys, mean, variance, total
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of one batch of all ranks' images; weight and bias get this rank's part."""
-        grad = grads[0]
-        x, weight, mean, variance, total = ctx.saved_tensors
-        # With constant statistics; the gradient through the statistics is added below.
-        grad_x, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
-            grad, x, weight, mean, variance, None, None, False, ctx.eps, [True, True, True]
+        group: _Group = ctx.group
+        mean, variance, total, *tensors = ctx.saved_tensors
+        xs, weights, biases = _split(tensors, len(group.eps))
+        affines = [Affine(*each) for each in zip(weights, biases, group.eps, strict=True)]
+        statistics = list(
+            zip(mean.split(group.channels), variance.split(group.channels), strict=True)
         )
-        sums = ctx.connection.all_reduce_sum(torch.cat([grad_bias, grad_weight]).double())
-        mean_grad, mean_grad_normalized = (sums / total).float().chunk(2)
-        inverse_std = (variance + ctx.eps).rsqrt()
-        # - weight / std * (mean_grad + normalized x * mean_grad_normalized), as slope * x + shift
-        slope = -weight * inverse_std.square() * mean_grad_normalized
-        shift = -weight * inverse_std * mean_grad - slope * mean
-        shape = (1, -1, 1, 1)
-        correction = torch.addcmul(shift.view(shape), x.float(), slope.view(shape))
-        return (grad_x + correction).to(x.dtype), grad_weight, grad_bias, None, None
+        grad_biases, grad_weights, partials = zip(
+            *(
+                kernels_for(x).backward_sums(grad, x, affine, *each)
+                for grad, x, affine, each in zip(grads, xs, affines, statistics, strict=False)
+            ),
+            strict=True,
+        )
+        sums = torch.stack([torch.cat(grad_biases), torch.cat(grad_weights)]).double()
+        means = (group.connection.all_reduce_sum(sums) / total).float()
+        own_means = zip(*(each.split(group.channels) for each in means), strict=True)
+        grad_xs = [
+            kernels_for(x).backward_input(partial, x, affine, *each)
+            for partial, x, affine, *each in zip(
+                partials, xs, affines, statistics, own_means, strict=True
+            )
+        ]
+        return None, *grad_xs, *grad_weights, *grad_biases
+
+
+def _split(tensors: Sequence[Tensor], count: int) -> tuple[Sequence[Tensor], ...]:
+    """Return x, weights and biases of `count` batch norms."""
+    return tensors[:count], tensors[count : 2 * count], tensors[2 * count :]
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
@@ -94,24 +135,41 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """N x C x h x w -> the same."""
-        if not self.training:
-            return super().forward(x)
-        y, mean, variance, total = _Normalize.apply(
-            x, self.weight, self.bias, self.eps, self.connection
-        )
-        self._track(mean, variance, total)
-        return y
+        return _synchronized([self], [x])[0] if self.training else super().forward(x)
 
     @torch.no_grad()
-    def _track(self, mean: Tensor, variance: Tensor, total: Tensor) -> None:
+    def track(self, mean: Tensor, variance: Tensor, total: Tensor) -> None:
+        """Update the running statistics with those of a batch of all ranks."""
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
         self.num_batches_tracked += 1
-        share = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        average = self.momentum is None
+        share: Any = self.num_batches_tracked.reciprocal() if average else self.momentum
         unbiased = variance * (total / (total - 1).clamp(min=1)).float()
         self.running_mean.lerp_(mean, share)
         self.running_var.lerp_(unbiased, share)
+
+
+def _synchronized(norms: Sequence[SyncBatchNorm2d], xs: Sequence[Tensor]) -> list[Tensor]:
+    """Normalize each x with its norm, and track the statistics."""
+    channels = [norm.num_features for norm in norms]
+    group = _Group(norms[0].connection, [norm.eps for norm in norms], channels)
+    *ys, mean, variance, total = _Normalize.apply(
+        group, *xs, *(norm.weight for norm in norms), *(norm.bias for norm in norms)
+    )
+    statistics = (each.split(channels) for each in (mean, variance, total))
+    for norm, *own in zip(norms, *statistics, strict=True):
+        norm.track(*own)
+    return ys
+
+
+def normalize_together(norms: Sequence[nn.Module], xs: Sequence[Tensor]) -> list[Tensor]:
+    """Apply each norm to its x; statistics over ranks take one collective for all of them."""
+    synced = [norm for norm in norms if type(norm) is SyncBatchNorm2d and norm.training]
+    if len(synced) == len(norms) > 0:
+        return _synchronized(synced, xs)
+    return [norm(x) for norm, x in zip(norms, xs, strict=True)]
 
 
 class SyncBatchNormAct2d(SyncBatchNorm2d):
@@ -135,7 +193,7 @@ def convert_sync_batchnorm(model: nn.Module, all_reduce_sum: AllReduceSum) -> nn
 
     Args:
         model: a module; for a batch norm itself, its replacement is returned.
-        all_reduce_sum: returns the sum of a 1-d float64 tensor over all ranks. Every rank calls
+        all_reduce_sum: returns the sum of a 2-d float64 tensor over all ranks. Every rank calls
             it equally often and in the same order. It need not be differentiable.
 
     Raises:
