@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -127,8 +128,10 @@ def test_agents_have_gpus_or_cpu_slots(rendered: Path) -> None:
     gpus = _yaml(rendered, "mount", "gpus", "agent.yaml")
     assert gpus["slot_type"] == "cuda"
     assert "artificial_slots" not in gpus
-    # Only those that are wanted: the agent asks nvidia-smi for these.
-    assert gpus["visible_gpus"] == "GPU-a,GPU-b"
+    # Only those that are wanted. systemd takes off the outer quotes, Docker the inner ones.
+    option = (rendered / "mount/gpus/agent_gpus").read_text()
+    assert shlex.split(option) == ["--gpus", '"device=GPU-a,GPU-b"']
+    assert (rendered / "mount/plain/agent_gpus").read_text() == ""
 
 
 def test_the_network_interface_of_trials_is_configurable(rendered: Path) -> None:

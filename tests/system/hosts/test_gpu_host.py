@@ -139,6 +139,22 @@ def test_devices_are_described_anew_for_another_driver(host: Hosts, gpus: Path) 
     assert "590.44.01" in on_host(1, "cat /etc/cdi/nvidia.yaml")
 
 
+def test_a_display_card_is_no_slot(host: Hosts, gpus: Path) -> None:
+    _replay(gpus, SCENARIOS["RTX 4090 and GT 1030"])
+    outcome = host.run("up")
+    assert outcome.returncode != 0
+    assert 'gpu_names: ["NVIDIA GeForce RTX 4090"]' in _words(outcome)
+    host.settings["gpu_names"] = ["RTX 4090"]
+    host.write()
+    try:
+        host.succeed("up")
+        assert [each["slots"] for each in host.status()["hosts"]] == [1]
+    finally:
+        del host.settings["gpu_names"]
+        host.write()
+        _replay(gpus, GPUS)
+
+
 @pytest.mark.parametrize("package", ["", "nvidia-driver"])
 def test_a_failing_driver_stops_the_run_and_changes_nothing(
     host: Hosts, gpus: Path, package: str

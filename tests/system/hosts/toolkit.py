@@ -27,11 +27,20 @@ esac
 _RUNTIME = """#!/bin/sh
 exec runc "$@"
 """
-_HOOK = """#!/usr/bin/python3
+_HOOK = r"""#!/usr/bin/python3
 import json, pathlib, shutil, sys
 bundle = pathlib.Path(json.load(sys.stdin)["bundle"])
-root = bundle / json.loads((bundle / "config.json").read_text())["root"]["path"]
+config = json.loads((bundle / "config.json").read_text())
+root = bundle / config["root"]["path"]
 shutil.copy("/usr/bin/nvidia-smi", root / "usr/bin/nvidia-smi")
+given = dict(pair.split("=", 1) for pair in config["process"]["env"])["NVIDIA_VISIBLE_DEVICES"]
+if given != "all":
+    # Only these rows; the agent asks for UUIDs.
+    (root / "usr/bin/nvidia-smi").rename(root / "usr/bin/nvidia-smi.all")
+    smi = root / "usr/bin/nvidia-smi"
+    wanted = " ".join("-e " + uuid for uuid in given.split(","))
+    smi.write_text('#!/bin/sh\n/usr/bin/nvidia-smi.all "$@" | grep ' + wanted + "\n")
+    smi.chmod(0o755)
 """
 _PROGRAMS = {
     "nvidia-ctk": _CTK,
