@@ -26,7 +26,7 @@ from experiments.evaluation import inference
 from experiments.evaluation.loop import detect_batch
 from experiments.input import FakeLoader, InputConfig
 from experiments.input.stream import DaliStream
-from experiments.runtime import communication, devices, provenance
+from experiments.runtime import devices, provenance
 from experiments.training.trial import EfficientDetTrial
 from model import DetectionCriterion, Outputs, Postprocessor, build_detector
 from tests.experiments.local_trial import local_trial
@@ -35,6 +35,7 @@ ROOT = Path(__file__).parent.parent
 CUDA = torch.device("cuda", 0)
 
 TRIAL = "experiments/training/trial.py: EfficientDetTrial"
+COLLECTIVES = "tests/experiments/runtime/test_gpu_collectives.py"
 # File and function -> the test that runs what a GPU would run there.
 TABLE = {
     "model/network/batchnorm_kernels.py: kernels_for": "tests/model/test_sync_batchnorm_groups.py",
@@ -62,15 +63,11 @@ TABLE = {
     "experiments/runtime/agents.py: gpu_slots": "tests/experiments/runtime/test_slots.py",
     "experiments/runtime/devices.py: _torch_error": "tests/experiments/runtime/test_devices.py",
     "experiments/runtime/provenance.py: device": "test_the_record_names_the_gpu",
-    "experiments/runtime/communication.py: TorchCommunicator.__init__": "test_collectives_of_nccl",
-    "experiments/runtime/communication.py: HorovodCommunicator.all_reduce_sum": (
-        "test_horovods_sum_on_a_gpu"
-    ),
-    "experiments/runtime/communication.py: HorovodCommunicator.open_torch_group": (
-        "test_two_communicators_of_nccl_take_turns"
-    ),
-    f"{TRIAL}._order_collectives": "test_two_communicators_of_nccl_take_turns",
-    "experiments/runtime/communication.py: start_distributed": "test_collectives_of_nccl",
+    "experiments/runtime/communication.py: TorchCommunicator.__init__": COLLECTIVES,
+    "experiments/runtime/communication.py: HorovodCommunicator.all_reduce_sum": COLLECTIVES,
+    "experiments/runtime/communication.py: HorovodCommunicator.open_torch_group": COLLECTIVES,
+    f"{TRIAL}._order_collectives": COLLECTIVES,
+    "experiments/runtime/communication.py: start_distributed": COLLECTIVES,
     "experiments/input/input_config.py: InputConfig.torch_device": "test_the_stream_on_a_gpu",
     "experiments/input/decoder.py: input_device": "tests/experiments/input/test_decoder.py",
     "experiments/input/decoder.py: jpeg_decoder": "tests/experiments/input/test_decoder.py",
@@ -328,89 +325,6 @@ def test_the_graph_gets_its_gpu() -> None:
     ):
         pipeline.image_pipeline(GPU, lambda: pytest.fail("not called"), max_batch_size=8)
     assert graph.call_args.kwargs["device_id"] == 0
-
-
-def test_collectives_of_nccl(monkeypatch: pytest.MonkeyPatch) -> None:
-    """NCCL is chosen where there is a GPU, and takes tensors on this rank's GPU alone."""
-    started = {}
-    distributed = torch.distributed
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    monkeypatch.delenv("USE_HOROVOD", raising=False)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(
-        distributed, "init_process_group", lambda backend: started.update(backend=backend)
-    )
-    monkeypatch.setattr(
-        communication.core.DistributedContext, "from_torch_distributed", lambda **_: None
-    )
-    communication.start_distributed()
-    monkeypatch.delenv("USE_TORCH_DISTRIBUTED")
-    assert started == {"backend": "nccl"}
-    monkeypatch.setattr(distributed, "get_rank", lambda: 0)
-    monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
-    monkeypatch.setattr(distributed, "get_backend", lambda: "nccl")
-    reduced = []
-    monkeypatch.setattr(distributed, "all_reduce", lambda tensor: reduced.append(tensor.device))
-    with FakeTensorMode():
-        total = communication.TorchCommunicator().all_reduce_sum(torch.ones(3))
-    assert reduced == [CUDA]
-    assert total.device.type == "cpu"
-
-
-def test_horovods_sum_on_a_gpu() -> None:
-    """There Horovod's own wait is used: a GPU's collective takes no processor's time."""
-    hvd: Any = SimpleNamespace(
-        **{name: lambda: 0 for name in ("rank", "size", "local_rank")},
-        Sum="sum",
-        allreduce_async=lambda tensor, **_: tensor,
-        poll=lambda handle: pytest.fail("polled"),
-        synchronize=lambda handle: handle,
-    )
-    with FakeTensorMode():
-        total = communication.HorovodCommunicator(hvd).all_reduce_sum(torch.ones(3, device=CUDA))
-        assert total.device == CUDA
-
-
-@pytest.mark.parametrize(("device", "backend"), [(CUDA, "nccl"), (torch.device("cpu"), "gloo")])
-def test_two_communicators_of_nccl_take_turns(
-    device: torch.device, backend: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On a GPU Horovod sends gradients when the statistics of the backward pass are done."""
-    started: dict[str, Any] = {}
-    distributed = torch.distributed
-    monkeypatch.setattr(
-        distributed, "init_process_group", lambda name, **_: started.update(backend=name)
-    )
-    monkeypatch.setattr(communication.atexit, "register", lambda function: None)
-    monkeypatch.setattr(distributed, "get_rank", lambda: 0)
-    monkeypatch.setattr(distributed, "get_world_size", lambda: 1)
-    monkeypatch.setattr(distributed, "get_backend", lambda: started["backend"])
-    hvd: Any = SimpleNamespace(
-        **{name: lambda: 0 for name in ("rank", "local_rank")},
-        **{name: lambda: 1 for name in ("size", "cross_size")},
-        broadcast_object=lambda value, name: value,
-    )
-    optimizer = mock.Mock(backward_passes_per_step=1)
-    ranks = communication.HorovodCommunicator(hvd)
-    trial: Any = SimpleNamespace(
-        communicator=ranks,
-        device=device,
-        optimizer=optimizer,
-        hparams=SimpleNamespace(sync_bn_with_horovod=False),
-    )
-    trial.step_communicator = EfficientDetTrial._open_step_communicator(trial)
-    assert started == {"backend": backend}
-    assert isinstance(trial.step_communicator, communication.TorchCommunicator)
-    EfficientDetTrial._order_collectives(trial)
-    held = [mock.call(2)] if device == CUDA else []
-    assert optimizer.set_backward_passes_per_step.mock_calls == held
-
-    trial.hparams.sync_bn_with_horovod = True
-    assert EfficientDetTrial._open_step_communicator(trial) is ranks
-    trial.step_communicator = ranks
-    EfficientDetTrial._order_collectives(trial)
-    assert optimizer.set_backward_passes_per_step.mock_calls == held
 
 
 def test_devices_of_the_commands(monkeypatch: pytest.MonkeyPatch) -> None:
