@@ -1,6 +1,7 @@
 """What every test may use."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         reason = "torch.cuda.is_available() is False: no GPU here"
         for item in on_gpu:
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(autouse=True)
+def _environment_unchanged() -> Iterator[None]:
+    """Fail a test that leaves environment variables behind: they decide how later tests train."""
+    before = {**os.environ}
+    yield
+    after = {**os.environ}
+    os.environ.clear()
+    os.environ.update(before)
+    for variables in (before, after):
+        variables.pop("PYTEST_CURRENT_TEST", None)  # pytest's own, which differs by phase
+    assert after == before
 
 
 @pytest.fixture(scope="session")

@@ -201,11 +201,14 @@ def start_distributed() -> core.DistributedContext | None:
         hvd = horovod.hvd
         hvd.require_horovod_type("torch", "it trains a PyTorchTrial")
         hvd.init()
-        os.environ["USE_HOROVOD"] = "1"  # Determined's trainer reads this
+        # Determined's trainer reads these, and an inherited one would choose another library.
+        os.environ.pop("USE_TORCH_DISTRIBUTED", None)
+        os.environ["USE_HOROVOD"] = "1"
         return core.DistributedContext.from_horovod(hvd, chief_ip=os.environ.get("DET_CHIEF_IP"))
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         if not torch.distributed.is_initialized():
             torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        os.environ.pop("USE_HOROVOD", None)
         os.environ["USE_TORCH_DISTRIBUTED"] = "1"
         return core.DistributedContext.from_torch_distributed(
             chief_ip=os.environ.get("DET_CHIEF_IP", os.environ.get("MASTER_ADDR"))

@@ -1,5 +1,6 @@
 """Which library carries a GPU's collectives, run without one: under fake tensors and stand-ins."""
 
+import os
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -20,7 +21,8 @@ def test_collectives_of_nccl(monkeypatch: pytest.MonkeyPatch) -> None:
     distributed = torch.distributed
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "0")
-    monkeypatch.delenv("USE_HOROVOD", raising=False)
+    for name in ("HOROVOD_SIZE", "USE_HOROVOD"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(
         distributed, "init_process_group", lambda backend: started.update(backend=backend)
@@ -28,8 +30,9 @@ def test_collectives_of_nccl(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         communication.core.DistributedContext, "from_torch_distributed", lambda **_: None
     )
-    communication.start_distributed()
-    monkeypatch.delenv("USE_TORCH_DISTRIBUTED")
+    with mock.patch.dict(os.environ):  # what it sets must not reach other tests' processes
+        communication.start_distributed()
+        assert os.environ["USE_TORCH_DISTRIBUTED"] == "1"
     assert started == {"backend": "nccl"}
     monkeypatch.setattr(distributed, "get_rank", lambda: 0)
     monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
