@@ -16,8 +16,8 @@ from rich.progress import (
 )
 
 from experiments.input import Batch, InputConfig
+from experiments.runtime.cores import input_threads
 from experiments.runtime.devices import allow_tf32, best_device, require_capability
-from experiments.runtime.process import default_threads
 from model import DetectorConfig, EfficientDet
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -107,7 +107,7 @@ def evaluation_input(
         interpolation=config.interpolation,
         device="gpu" if device.type == "cuda" else "cpu",
         device_id=device.index or 0,
-        threads=threads or default_threads(),
+        threads=threads or input_threads(),
         channels_last=True,
     )
 

@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import torch
 
-from experiments.runtime.process import default_threads
+from experiments.runtime.cores import input_threads
 
 INTERPOLATIONS = ("bilinear", "bicubic", "lanczos")
 _RANDOM = "random"  # bilinear or bicubic, drawn for each sample
@@ -52,7 +52,7 @@ class InputConfig:
     device: str = "cpu"
     device_id: int = 0
     hardware_decoder: bool = False
-    threads: int = field(default_factory=default_threads)
+    threads: int = field(default_factory=input_threads)
     prefetch: int = 2
     seed: int = 0
     channels_last: bool = False

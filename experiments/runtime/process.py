@@ -4,14 +4,8 @@ import os
 
 import torch
 
+from experiments.runtime.cores import cores_per_rank
 from experiments.runtime.devices import allow_tf32
-
-
-def default_threads() -> int:
-    """Return this rank's share of the machine's cores, as a number of threads."""
-    # Set by torchrun (also on a cluster) and by horovodrun.
-    local_ranks = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("HOROVOD_LOCAL_SIZE") or "1"
-    return max(1, len(os.sched_getaffinity(0)) // max(1, int(local_ranks)))
 
 
 def prepare_process(seed: int) -> None:
@@ -20,6 +14,6 @@ def prepare_process(seed: int) -> None:
     # If every rank uses all cores, they slow each other down tenfold. torchrun gives each rank one
     # thread; horovodrun does not limit them.
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(min(torch.get_num_threads(), default_threads()))
+        torch.set_num_threads(min(torch.get_num_threads(), cores_per_rank()))
     allow_tf32()
     torch.backends.cudnn.benchmark = True  # input shapes are constant

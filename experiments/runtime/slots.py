@@ -1,4 +1,4 @@
-"""The slots of a trial: stops one that should be on GPUs and does not see them.
+"""The slots of a trial and of its agent: stops a trial that should be on GPUs and sees none.
 
 Determined's scheduler counts slots and knows no kind of them, so a trial for GPUs can get a slot of
 a processor in a pool that has both. And the GPU of a slot can be missing in its container. torch
@@ -19,6 +19,16 @@ _WAY_OUT = (
     "To train on processors, set CUDA_VISIBLE_DEVICES=-1 in the experiment's "
     "environment.environment_variables"
 )
+
+
+def slots_of_agent(info: det.ClusterInfo) -> int:
+    """Return how many slots the agent of a task has; those of the task if nobody can say."""
+    try:
+        agent = bindings.get_GetAgent(task_session(info), agentId=info.agent_id).agent
+    except (errors.BadRequestException, OSError) as error:
+        print(f"slots of agent {info.agent_id}: the master does not say how many: {error}")
+        return max(1, len(info.slot_ids))
+    return max(1, len(agent.slots or {}))
 
 
 def require_own_gpu(info: det.ClusterInfo) -> None:

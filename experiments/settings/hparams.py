@@ -214,7 +214,7 @@ class Input(_Group):
     hardware_decoder: bool = False
     """Decode a share of training images with the GPU's JPEG engines, whose pixels may vary."""
     input_threads: PositiveWhole | None = None
-    """CPU threads of a rank's input; null: one per core that the rank may use."""
+    """CPU threads of a rank's input; null: its share of the cores, at most 8."""
     pin_mem: bool = False
     """Copy batches from the CPU's input to the GPU through pinned memory."""
     bench_labeler: bool = True

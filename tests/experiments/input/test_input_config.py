@@ -1,12 +1,10 @@
 """Validation and derived values of InputConfig."""
 
 import dataclasses
-import os
 
 import pytest
 
 from experiments.input import InputConfig
-from experiments.runtime.process import default_threads
 
 
 @pytest.mark.parametrize(
@@ -43,14 +41,3 @@ def test_fill_color_may_be_the_mean_a_grey_value_or_a_colour():
     assert config.fill_rgb == (124, 116, 104)
     assert dataclasses.replace(config, fill_color=7).fill_rgb == (7, 7, 7)
     assert dataclasses.replace(config, fill_color=(1, 2, 3)).fill_rgb == (1, 2, 3)
-
-
-def test_threads_are_divided_among_the_ranks_of_a_machine(monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
-    for name in ("LOCAL_WORLD_SIZE", "HOROVOD_LOCAL_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-    assert default_threads() == 16
-    monkeypatch.setenv("HOROVOD_LOCAL_SIZE", "4")
-    assert default_threads() == 4
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "32")
-    assert default_threads() == 1

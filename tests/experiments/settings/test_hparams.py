@@ -99,7 +99,7 @@ def test_every_problem_is_in_one_message() -> None:
         ("gamma", 0.5, "of at least 1"),
         ("min_loss_scale", 0, "null: no floor"),
         ("recount", 0, "to erase none, set `reprob: 0`"),
-        ("input_threads", 0, "null: one per core"),
+        ("input_threads", 0, "null: its share of the cores"),
         ("eval_batch_size", 0, "null: as in training"),
         ("image_size", [512, 0], "[height, width]"),
         ("mean", [0.5, 0.5], "one or three numbers from 0 to 1"),
