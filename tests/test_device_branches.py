@@ -8,6 +8,7 @@ an operation between a tensor on the GPU and one that is not.
 """
 
 import ast
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -60,6 +61,8 @@ TABLE = {
     ),
     "experiments/runtime/devices.py: usable_gpu_count": "tests/experiments/runtime/test_devices.py",
     "experiments/runtime/devices.py: idle_gpus": "tests/experiments/runtime/test_devices.py",
+    "experiments/runtime/devices.py: has_bfloat16": "tests/experiments/runtime/test_precision.py",
+    "experiments/training/run.py: resolve_numerics": "test_the_precision_of_a_gpu",
     "experiments/runtime/agents.py: gpu_slots": "tests/experiments/runtime/test_slots.py",
     "experiments/runtime/devices.py: _torch_error": "tests/experiments/runtime/test_devices.py",
     "experiments/runtime/provenance.py: device": "test_the_record_names_the_gpu",
@@ -197,9 +200,11 @@ def _on_cuda(context: PyTorchTrialContext) -> torch.device:
     return CUDA
 
 
-@pytest.fixture
-def gpu_trial(mini_coco: Path) -> Iterator[EfficientDetTrial]:
+@contextlib.contextmanager
+def _gpu_trial(mini_coco: Path, capability: tuple[int, int]) -> Iterator[EfficientDetTrial]:
     with (
+        mock.patch.object(torch.cuda, "get_device_capability", return_value=capability),
+        mock.patch.object(torch.cuda, "is_bf16_supported", return_value=capability >= (8, 0)),
         mock.patch.object(PyTorchTrialContext, "_init_device", _on_cuda),
         mock.patch.object(nn.Module, "to", _move),
         # A GradScaler switches itself off where there is no GPU.
@@ -222,6 +227,12 @@ def gpu_trial(mini_coco: Path) -> Iterator[EfficientDetTrial]:
             input_threads=1,
         ) as trial,
     ):
+        yield trial
+
+
+@pytest.fixture
+def gpu_trial(mini_coco: Path) -> Iterator[EfficientDetTrial]:
+    with _gpu_trial(mini_coco, (7, 5)) as trial:
         yield trial
 
 
@@ -260,6 +271,16 @@ def test_a_training_step_on_a_gpu(gpu_trial: EfficientDetTrial) -> None:
     trial.optimizer.step()
     trial._apply_loss_scale_floor(scaler)  # reads nothing back: a fake tensor has no value to give
     trial.training_metrics.update(*(loss.detach() for loss in losses))
+
+
+def test_the_precision_of_a_gpu(mini_coco: Path) -> None:
+    with _gpu_trial(mini_coco, (9, 0)) as trial:
+        assert trial.run.numerics.device == "cuda"
+        assert trial.run.numerics.precision == "bfloat16"
+        assert trial.scaler is None
+        with trial._autocast():
+            class_logits, _ = trial.model(_batch()["image"])
+        assert class_logits[0].dtype == torch.bfloat16
 
 
 def test_an_evaluation_step_on_a_gpu(gpu_trial: EfficientDetTrial) -> None:

@@ -201,11 +201,12 @@ def _provenance(cluster: ClusterRecord, experiments: Sequence[ExperimentRecord])
                 (each.data_version or _UNKNOWN)[:_VERSION_DIGITS],
                 hosts + (f" ({', '.join(trial.devices)})" if trial.devices else ""),
                 str(metadata.get("machine") or _UNKNOWN),
+                str(metadata.get("precision") or _UNKNOWN),
                 str(metadata.get("decoder") or _UNKNOWN),
             ]
         )
     header = ["experiment", "commit", "image", "versions", "data version", "agents", "machine"]
-    header.append("decoder")
+    header += ["precision", "decoder"]
     agents = [
         [each.name, str(each.slots), ", ".join(each.devices) or "–", each.version]
         for each in cluster.agents

@@ -96,7 +96,8 @@ def workload(experiment: ExperimentRecord) -> str:
     trial = experiment.main_trial
     size = trial.hparam("image_size")
     model = trial.hparam("model") + (f" at {_pixels(size)}" if size else "")
-    precision = trial.hparam("amp_dtype") if trial.hparam("amp") else "float32"
+    asked = trial.hparam("amp_dtype") if trial.hparam("amp") else "float32"
+    precision = (trial.metadata or {}).get("precision") or asked
     return ", ".join([model, precision, *trial.devices])
 
 

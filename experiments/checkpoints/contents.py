@@ -1,8 +1,8 @@
 """The digests of a checkpoint's files, which are verified before every use.
 
 A checkpoint is a folder that Determined's trainer writes (state_dict.pth, trial_state.pkl, ...),
-plus two files of ours: detector.json describes how to rebuild the detector, and sha256.json lists
-the SHA-256 of every other file.
+plus three files of ours: detector.json describes how to rebuild the detector, numerics.json says
+what the weights were computed with, and sha256.json lists the SHA-256 of every other file.
 """
 
 import json

@@ -185,7 +185,10 @@ def _facts(record: RunRecord, settings: Mapping[str, Any]) -> list[list[str]]:
     speeds = record.series("training", "images_per_second", against="batches")[1]
     if speeds:
         rows.append(["training images/s (median)", f"{median(speeds):.1f}"])
-    for key in ("images", "data_version", "commit", "machine", "best_checkpoint"):
+    for key in (
+        *("images", "data_version", "commit", "machine", "precision", "decoder"),
+        "best_checkpoint",
+    ):
         if settings.get(key):
             rows.append([key.replace("_", " "), _cell(settings[key])])
     return rows

@@ -121,6 +121,14 @@ def _torch_error() -> str:
     return "it finds none"
 
 
+def has_bfloat16(device: torch.device) -> bool:
+    """Return whether a GPU computes in bfloat16 itself, rather than by emulation.
+
+    From Ampere on they do, as torch.cuda.is_bf16_supported says of the current device.
+    """
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 def allow_tf32() -> None:
     """Allow TF32 for float32 matrix products; training and evaluation must both call this.
 

@@ -149,19 +149,19 @@ class Optimization(_Group):
 class Precision(_Group):
     """Precision, averaging and speed.
 
-    Used in `experiments/training/trial.py`.
+    Used in `experiments/training/trial.py` and `experiments/runtime/precision.py`.
     """
 
     amp: bool = True
     """Train in mixed precision; evaluation is in float32."""
-    amp_dtype: Literal["bfloat16", "float16"] = "float16"
-    """Lower of the two precisions of `amp`."""
+    amp_dtype: Literal["auto", "bfloat16", "float16"] = "auto"
+    """Lower of the two precisions of `amp`; auto: bfloat16 if all GPUs have it, else float16."""
     min_loss_scale: Positive | None = Field(
         default_factory=lambda given: (
-            16.0 if given["amp"] and given["amp_dtype"] == "float16" else None
+            16.0 if given["amp"] and given["amp_dtype"] != "bfloat16" else None
         )
     )
-    """Floor of float16's dynamic loss scale; null: no floor; default null without float16."""
+    """Floor of float16's dynamic loss scale; null: no floor; default null if float16 cannot be."""
     model_ema: bool = True
     """Average the weights, and evaluate the averaged ones."""
     model_ema_decay: Share = 0.9999
@@ -249,7 +249,7 @@ class HParams(Evaluation, Input, Precision, Optimization, Loss, Detector):
     @model_validator(mode="after")
     def _require_consistency(self) -> Self:
         """Refuse values that contradict each other."""
-        float16 = self.amp and self.amp_dtype == "float16"
+        float16 = self.amp and self.amp_dtype != "bfloat16"
         problems = {
             f"scale_min {self.scale_min:g} is above scale_max {self.scale_max:g}": (
                 self.scale_min > self.scale_max
@@ -260,7 +260,7 @@ class HParams(Evaluation, Input, Precision, Optimization, Loss, Detector):
             "smoothing is not defined for the legacy focal loss: set legacy_focal: false": (
                 self.smoothing and self.legacy_focal
             ),
-            "min_loss_scale acts on float16 only: set amp: true and amp_dtype: float16": (
+            "min_loss_scale acts on float16 only: set amp: true and amp_dtype: auto": (
                 self.min_loss_scale is not None and not float16
             ),
             "hardware_decoder acts on a GPU only: set input_device: auto or gpu": (

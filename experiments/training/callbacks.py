@@ -15,6 +15,7 @@ from timm.utils import ModelEmaV3
 from cocodata.files import write_atomically
 from experiments.checkpoints.contents import DETECTOR, CheckpointError, write_digests
 from experiments.checkpoints.local import LocalCheckpoints, SavedCheckpoint
+from experiments.checkpoints.numerics import write_numerics
 from experiments.checkpoints.space import require_space
 from experiments.runtime.determined_internals import checkpoint_storage
 from experiments.training.cluster_run import search_has_stopped
@@ -117,9 +118,10 @@ class TrainerState(pytorch.PyTorchCallback):
         require_space(checkpoint_storage(self._trial.context), checkpoint)
 
     def on_checkpoint_write_end(self, checkpoint_dir: str) -> None:
-        """Add detector.json and the digests of all files to the checkpoint."""
+        """Add our own files to the checkpoint: detector, numerics and the digests of all."""
         folder = Path(checkpoint_dir)
         write_atomically(folder / DETECTOR, self._description)
+        write_numerics(folder, self._trial.run.numerics)
         write_digests(folder)
 
 

@@ -8,7 +8,9 @@ The master drops the metrics reported after that checkpoint as soon as new ones 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import determined as det
 from determined import pytorch
@@ -16,6 +18,7 @@ from determined.common import api
 from determined.common.api import bindings
 
 from experiments.checkpoints.contents import CheckpointError, verify_digests
+from experiments.checkpoints.numerics import read_numerics
 from experiments.evaluation.loop import Evaluation
 from experiments.runtime import provenance
 from experiments.runtime.determined_internals import (
@@ -30,7 +33,7 @@ from experiments.settings.experiment import ExperimentConfig, parse_config
 from experiments.settings.hparams import HParamError, as_dict, changed_from_default
 from experiments.settings.yaml_files import ConfigError
 from experiments.training.detector import random_backbone_notice
-from experiments.training.run import Run, StartingPoint
+from experiments.training.run import Run, StartingPoint, describe_numerics
 from reporting.progress import print_error
 
 _SEARCH_POLLS = 3
@@ -85,17 +88,18 @@ class ClusterRun:
         if self._info.latest_checkpoint is None:
             return StartingPoint()
         newest = StartingPoint(self._info.latest_checkpoint, steps_completed(self._info))
-        damage = _damage(context, newest)
+        numerics, damage = _open(context, newest)
         if damage is None:
-            return newest
+            # A trial that starts from the checkpoint of another one takes its weights only.
+            return replace(newest, numerics=numerics) if newest.batches else newest
         if newest.batches == 0:
             raise CheckpointError(damage)
         _print(context, f"the checkpoint of batch {newest.batches} cannot be used: {damage}")
         for earlier in self._earlier_checkpoints(context, newest):
-            damage = _damage(context, earlier)
+            numerics, damage = _open(context, earlier)
             if damage is None:
                 _print(context, f"going back to the valid checkpoint of batch {earlier.batches}")
-                return earlier
+                return replace(earlier, numerics=numerics)
             _print(context, f"the checkpoint of batch {earlier.batches} cannot be used: {damage}")
         _print(context, "no valid checkpoint is left: starting at batch 0 again")
         return StartingPoint()
@@ -128,7 +132,7 @@ class ClusterRun:
         """Print the settings, and store with the master what the trial runs on."""
         hparams = run.config.hparams
         print("hyperparameters:", changed_from_default(hparams), flush=True)
-        print(f"device: {provenance.device()}; images decoded by: {run.decoder}", flush=True)
+        print(*describe_numerics(run), sep="\n", flush=True)
         notice = random_backbone_notice(hparams)
         if notice and run.start.checkpoint is None:
             print(notice, flush=True)
@@ -138,7 +142,8 @@ class ClusterRun:
                 "versions": provenance.versions(),
                 "machine": provenance.machine(),
                 "device": provenance.device(),
-                "decoder": run.decoder,
+                "precision": run.numerics.precision,
+                "decoder": run.numerics.decoder,
             },
         )
 
@@ -171,18 +176,22 @@ def search_has_stopped(context: pytorch.PyTorchTrialContext, trial_id: int) -> b
     return False
 
 
-def _damage(context: pytorch.PyTorchTrialContext, point: StartingPoint) -> str | None:
-    """What is wrong with a checkpoint, as the chief sees it; None for a valid one."""
+def _open(
+    context: pytorch.PyTorchTrialContext, point: StartingPoint
+) -> tuple[dict[str, Any], str | None]:
+    """Return a checkpoint's numerics, and what is wrong with it as the chief sees it, or None."""
     assert point.checkpoint is not None
+    numerics: dict[str, Any] = {}
     damage: str | None = None
     try:
         with checkpoint_files(context, point.checkpoint) as folder:
             if context.distributed.get_rank() == 0:
                 verify_digests(folder)
+                numerics = read_numerics(folder)
     except (CheckpointError, OSError) as error:
         damage = str(error)
-    found = [each for each in context.distributed.allgather(damage) if each is not None]
-    return found[0] if found else None
+    found = context.distributed.allgather((numerics, damage))
+    return found[0][0], next((each for _, each in found if each is not None), None)
 
 
 def _print(context: pytorch.PyTorchTrialContext, text: str) -> None:

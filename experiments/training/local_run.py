@@ -17,6 +17,7 @@ from cocodata.format.manifest import read_manifest
 from cocodata.text import duration
 from experiments.checkpoints.contents import CheckpointError, verify_digests
 from experiments.checkpoints.local import LocalCheckpoints
+from experiments.checkpoints.numerics import read_numerics
 from experiments.evaluation.loop import Evaluation
 from experiments.evaluation.report import sample_pictures, write_report
 from experiments.runtime import provenance
@@ -24,7 +25,7 @@ from experiments.runtime.communication import compute_on_chief, start_distribute
 from experiments.settings.experiment import ExperimentConfig
 from experiments.settings.hparams import as_dict, changed_from_default
 from experiments.training.detector import random_backbone_notice
-from experiments.training.run import Run, StartingPoint
+from experiments.training.run import Run, StartingPoint, describe_numerics
 from reporting.tables import metrics_table
 
 _STARTED = "run.json"
@@ -109,7 +110,8 @@ class LocalRun:
                     ) from error
                 print(f"skipping the checkpoint of batch {checkpoint.batches}: {error}", flush=True)
                 continue
-            return StartingPoint(checkpoint.uuid, checkpoint.batches, finished)
+            numerics = read_numerics(saved.folder(checkpoint))
+            return StartingPoint(checkpoint.uuid, checkpoint.batches, finished, numerics)
         return StartingPoint(finished=finished)
 
     def _require_same_run(self) -> bool:
@@ -147,7 +149,8 @@ class LocalRun:
             "commit": provenance.commit(),
             "versions": provenance.versions(),
             "machine": provenance.machine(),
-            "decoder": run.decoder,
+            "precision": run.numerics.precision,
+            "decoder": run.numerics.decoder,
         }
         write_atomically(self.folder / _STARTED, json.dumps(content, indent=1))
         self._began = time.monotonic()
@@ -208,7 +211,7 @@ def _opening_lines(run: Run) -> str:
         f"{hparams.global_batch_size} over {run.communicator.size} rank(s)",
         f"hyperparameters: {json.dumps(changed_from_default(hparams))}",
     ]
-    lines.append(f"device: {provenance.device()}; images decoded by: {run.decoder}")
+    lines += describe_numerics(run)
     notice = random_backbone_notice(hparams)
     if notice and not run.first_batch:
         lines.append(notice)

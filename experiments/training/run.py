@@ -1,21 +1,24 @@
 """One run of training: its settings, data, ranks and starting point, and where it lives."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from determined import core, pytorch
 
 from cocodata import Split
+from experiments.checkpoints.numerics import Numerics, changes
 from experiments.evaluation.loop import Evaluation
 from experiments.input.decoder import input_device, jpeg_decoder
+from experiments.runtime import provenance
 from experiments.runtime.communication import Communicator, communicator
+from experiments.runtime.precision import resolve_precision
 from experiments.settings.experiment import ExperimentConfig
-from experiments.settings.hparams import HParamError
+from experiments.settings.hparams import HParamError, HParams
 from experiments.training.dataset import load_splits
 
 
@@ -26,6 +29,7 @@ class StartingPoint:
     checkpoint: str | None = None  # its UUID; None starts with new weights
     batches: int = 0  # trained before
     finished: bool = False  # nothing is left to train
+    numerics: Mapping[str, Any] = field(default_factory=dict)  # of the checkpoint
 
 
 @dataclass(frozen=True)
@@ -37,10 +41,10 @@ class Run:
     val: Split
     communicator: Communicator
     batches_per_epoch: int
+    numerics: Numerics
     start: StartingPoint = StartingPoint()
     folder: Path | None = None  # of a run without a cluster
     searched_trial: int | None = None  # id of a trial that a search may stop early
-    decoder: str = "CPU"  # of the training images, in words
 
     @property
     def first_batch(self) -> int:
@@ -114,8 +118,7 @@ def prepare_run(
             f"global_batch_size: {batch_size} cannot be divided among {ranks.size} ranks; use a "
             f"multiple of {ranks.size}"
         )
-    decodes = input_device(home.config.hparams, device, ranks.local_rank)
-    decoder = jpeg_decoder(decodes, hardware=home.config.hparams.hardware_decoder)
+    numerics = resolve_numerics(home.config.hparams, device, ranks, start.numerics)
     train, val = load_splits(home.config, distributed)
     return Run(
         config=home.config,
@@ -123,8 +126,49 @@ def prepare_run(
         val=val,
         communicator=ranks,
         batches_per_epoch=math.ceil(len(train) / batch_size),
+        numerics=numerics,
         start=start,
         folder=home.folder,
         searched_trial=home.searched_trial,
-        decoder=decoder,
     )
+
+
+def resolve_numerics(
+    hparams: HParams, device: torch.device, ranks: Communicator, before: Mapping[str, Any]
+) -> Numerics:
+    """Find what a run computes with; all ranks must call this.
+
+    Args:
+        hparams: The run's hyperparameters.
+        device: The device that this rank trains on.
+        ranks: All ranks.
+        before: Numerics of the checkpoint that the run continues from; empty for a new run.
+
+    Raises:
+        DeviceError: This rank's GPU lacks the decoder that the run asks for.
+    """
+    decodes = input_device(hparams, device, ranks.local_rank)
+    return Numerics(
+        device=device.type,
+        precision=resolve_precision(hparams, device, ranks, before.get("precision")),
+        decoder=jpeg_decoder(decodes, hardware=hparams.hardware_decoder),
+        compile=hparams.compile,
+    )
+
+
+def describe_numerics(run: Run) -> list[str]:
+    """Return lines that say what a run computes with, and what of it the checkpoint did not have.
+
+    A loss scale belongs to float16 alone: it starts anew if a run changes to it.
+    """
+    numerics = run.numerics
+    lines = [
+        f"device: {provenance.device()}; precision: {numerics.precision}; "
+        f"images decoded by: {numerics.decoder}"
+    ]
+    if changed := changes(run.start.numerics, numerics):
+        lines.append(
+            f"not as in the checkpoint ({'; '.join(changed)}): from here on, weights differ in "
+            "their last bits from those of an unchanged run"
+        )
+    return lines

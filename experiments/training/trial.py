@@ -112,7 +112,7 @@ class EfficientDetTrial(pytorch.PyTorchTrial):
         )
 
     def _build_scaler(self) -> torch.amp.GradScaler | None:
-        if not (self.hparams.amp and self.hparams.amp_dtype == "float16"):
+        if self.run.numerics.precision != "float16":
             return None
         return self.context.wrap_scaler(torch.amp.GradScaler(self.device.type))
 
@@ -231,9 +231,10 @@ class EfficientDetTrial(pytorch.PyTorchTrial):
     # One training step.
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if not self.hparams.amp:
+        precision = self.run.numerics.precision
+        if precision == "float32":
             return contextlib.nullcontext()
-        return torch.autocast(self.device.type, getattr(torch, self.hparams.amp_dtype))
+        return torch.autocast(self.device.type, getattr(torch, precision))
 
     def _losses_of(
         self, images: Tensor, targets: Targets, normalizer: Tensor

@@ -114,6 +114,18 @@ def test_the_ideal_scales_with_the_slots(experiments: list[ExperimentRecord]) ->
     ]
 
 
+def test_the_precision_is_the_one_that_a_trial_computed_in() -> None:
+    """With amp_dtype: auto only the trial knows it."""
+
+    def workloads(**metadata: str) -> list[str]:
+        hparams = {**CONST.trials[0].hparams, "amp": True, "amp_dtype": "auto"}
+        trial = dataclasses.replace(CONST.trials[0], hparams=hparams, metadata=metadata)
+        return list(scaling(collect(dataclasses.replace(CONST, trials=[trial]))))
+
+    assert workloads(precision="bfloat16") == ["tiny, bfloat16, Example GPU"]
+    assert workloads() == ["tiny, auto, Example GPU"]
+
+
 def test_different_models_are_not_compared() -> None:
     other = dataclasses.replace(
         DISTRIBUTED,

@@ -11,7 +11,7 @@ from cocodata import load_split
 from experiments.runtime.communication import SingleProcess
 from experiments.settings.experiment import parse_config
 from experiments.settings.hparams import as_dict
-from experiments.training.run import Run
+from experiments.training.run import Run, resolve_numerics
 from experiments.training.trial import EfficientDetTrial
 
 
@@ -33,5 +33,6 @@ def local_trial(data: Path, batches_per_epoch: int, **hparams: Any) -> Iterator[
             val=load_split(data, "val2017"),
             communicator=SingleProcess(),
             batches_per_epoch=batches_per_epoch,
+            numerics=resolve_numerics(config.hparams, context.device, SingleProcess(), {}),
         )
         yield EfficientDetTrial(context, run)

@@ -30,8 +30,11 @@ def test_training_begins_as_on_the_processor(
         options = {"amp": True, "amp_dtype": precision}
     config = launched.write_config(tmp_path, mini_coco, **SHORT, **options)
     output = launched.run(config, tmp_path / "gpu")
-    assert f"device: {torch.cuda.get_device_name()}; images decoded by: CUDA\n" in output
-    assert json.loads((tmp_path / "gpu" / "run.json").read_text())["decoder"] == "CUDA"
+    assert (
+        f"device: {torch.cuda.get_device_name()}; precision: {precision}; images decoded by: CUDA\n"
+    ) in output
+    record = json.loads((tmp_path / "gpu" / "run.json").read_text())
+    assert (record["decoder"], record["precision"]) == ("CUDA", precision)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
     config = launched.write_config(tmp_path / "float32", mini_coco, **SHORT, amp=False)
     launched.run(config, tmp_path / "cpu")

@@ -58,8 +58,10 @@ def test_options_train_to_the_end(options: dict[str, Any], mini_coco: Path, tmp_
     output = launched.run(config, out)
     if "val_skip" in options:
         assert "on 7 validation images" in output  # of 19
-    decoder = json.loads((out / "run.json").read_text())["decoder"]
-    assert f"images decoded by: {decoder}\n" in output
+    record = json.loads((out / "run.json").read_text())
+    decoder, precision = record["decoder"], record["precision"]
+    assert f"precision: {precision}; images decoded by: {decoder}\n" in output
+    assert precision == ("float16" if options.get("amp") else "float32") or decoder == "CUDA"
     assert decoder == ("CUDA" if torch.cuda.is_available() else "CPU")
     newest = LocalCheckpoints(out).newest()
     assert newest is not None
