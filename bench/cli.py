@@ -27,28 +27,35 @@ from bench.machine import (
     package_versions,
 )
 from bench.measuring import Settings
-from bench.plot import save_plot
+from bench.plot import save_plots
 from bench.report import BenchmarkRun, markdown, print_report
 from bench.results import ComparisonResult
+from bench.scaling import NAME as SCALING
+from bench.scaling import scaling
 from cocodata.files import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 MINI_COCO = ROOT / "data" / "mini-coco"
 FORMAT = 1
 
-_NAMES = ", ".join(comparison.name for comparison in COMPARISONS)
+_NAMES = ", ".join([*(comparison.name for comparison in COMPARISONS), SCALING])
 
 
-def select_comparisons(only: Sequence[str]) -> list[Comparison]:
+def select_comparisons(only: Sequence[str], baseline: str | None = None) -> list[Comparison]:
     """Return the comparisons of these names, in the usual order; all of them if none is given.
+
+    Args:
+        only: Names of comparisons.
+        baseline: A commit whose speed on several ranks is measured too.
 
     Raises:
         ValueError: There is no comparison of that name.
     """
-    unknown = sorted(set(only) - {comparison.name for comparison in COMPARISONS})
+    comparisons = [*COMPARISONS, scaling(baseline)]
+    unknown = sorted(set(only) - {comparison.name for comparison in comparisons})
     if unknown:
         raise ValueError(f"unknown comparison {', '.join(unknown)}; choose from {_NAMES}")
-    return [each for each in COMPARISONS if not only or each.name in only]
+    return [each for each in comparisons if not only or each.name in only]
 
 
 def data_folder(option: Path | None) -> Path:
@@ -121,7 +128,7 @@ def write_results(run: BenchmarkRun, folder: Path) -> list[Path]:
         file = stem.with_name(stem.name + suffix)
         write_atomically(file, text)
         files.append(file)
-    return files + save_plot(run, stem)
+    return files + save_plots(run, stem)
 
 
 def settings_as_dict(settings: Settings) -> dict[str, Any]:
@@ -150,6 +157,9 @@ def main(
         int | None, typer.Option(min=1, help="CPU threads; default: one per core.")
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Measurements per contender.")] = 3,
+    baseline: Annotated[
+        str | None, typer.Option(help="Commit whose speed on several ranks is measured as well.")
+    ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Small and short, to check that everything works.")
     ] = False,
@@ -160,7 +170,7 @@ def main(
     machine = describe_machine()
     cores: int = machine["cores"]
     try:
-        comparisons = select_comparisons(only or [])
+        comparisons = select_comparisons(only or [], baseline)
         folder = data_folder(data)
     except ValueError as error:
         console.print(f"error: {error}", style="red", markup=False, highlight=False)

@@ -66,7 +66,10 @@ def run_comparison(
         advance: Called with progress.
     """
     seconds = comparison.seconds if seconds is None else seconds
-    results = [ContenderResult(spec.name, spec.role) for spec in comparison.contenders]
+    results = [
+        ContenderResult(spec.name, spec.role, options=spec.options)
+        for spec in comparison.contenders
+    ]
     comparison_result = ComparisonResult(
         comparison.name, comparison.title, comparison.unit, results
     )

@@ -1,7 +1,5 @@
 """The comparisons of `make bench`."""
 
-import importlib.util
-from collections.abc import Callable
 from typing import Any
 
 from bench.comparing import Comparison
@@ -13,7 +11,6 @@ _IMAGES = "images/s"
 # Worker processes of effdet's loader: none, or one per core of a small machine.
 _WORKERS = (0, 2)
 _GPU_WORKERS = 16
-_RANKS = 2
 
 
 def _contender(name: str, role: Role, target: str, **options: Any) -> ContenderSpec:
@@ -43,32 +40,6 @@ def why_no_gpu() -> str | None:
     if torch.cuda.is_available():
         return None
     return f"PyTorch {torch.__version__} finds no usable GPU"
-
-
-def _why_no_horovod() -> str | None:
-    """Return why Horovod cannot be measured, or None if it can."""
-    if importlib.util.find_spec("horovod") is None:
-        return "Horovod is not installed; `make horovod` builds it"
-    return None
-
-
-def _ranks(
-    launcher: str, why_unavailable: Callable[[], str | None], *others: ContenderSpec
-) -> Comparison:
-    """Compare training with and without synchronized batch norm."""
-    options = {"launcher": launcher, "ranks": _RANKS}
-    return Comparison(
-        f"ranks-{launcher}",
-        f"Tiny detector on {_RANKS} ranks with {launcher}; the ratio is the speed kept by sync_bn",
-        _IMAGES,
-        (
-            _contender("sync_bn", "ours", "ranks:Ranks", hparams={"sync_bn": True}, **options),
-            _contender("plain", "peer", "ranks:Ranks", hparams={"sync_bn": False}, **options),
-            *others,
-        ),
-        why_unavailable=why_unavailable,
-        seconds=20.0,  # a run, however long a measurement should be
-    )
 
 
 COMPARISONS = (
@@ -131,19 +102,6 @@ COMPARISONS = (
         prepare=prepare_result,
         seconds=15.0,
         repeats=2,  # pycocotools is slow, and its time varies little
-    ),
-    _ranks("torchrun", lambda: None),
-    _ranks(
-        "horovodrun",
-        _why_no_horovod,
-        _contender(
-            "sync_bn, all through Horovod",
-            "reference",
-            "ranks:Ranks",
-            launcher="horovodrun",
-            ranks=_RANKS,
-            hparams={"sync_bn": True, "sync_bn_with_horovod": True},
-        ),
     ),
     Comparison(
         "gpu-training-loop",

@@ -6,6 +6,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from bench.scaling import NAME as SCALING
+from bench.scaling import plot_scaling
 from reporting.plots import save_figure
 
 _FASTER, _SLOWER, _INK, _GRID = "#0072B2", "#D55E00", "#333333", "#DDDDDD"
@@ -63,12 +65,9 @@ def plot_ratios(run: dict[str, Any]) -> Figure | None:
         fontsize=12,
         fontweight="bold",
     )
-    machine, settings = run["machine"], run["settings"]
-    where = machine["gpu"]["name"] if machine["gpu"] else f"{machine['cores']} CPU cores"
-    warning = ", quick run: not a measurement" if run["quick"] else ""
-    warning += ", on a busy machine" if run["machine_busy"] else ""
+    settings = run["settings"]
     axes.set_xlabel(
-        f"{settings['model']}, {settings['image_size']} px, {where}, {run['made'][:10]}{warning}",
+        f"{settings['model']}, {settings['image_size']} px, {_circumstances(run)}",
         color=_INK,
         fontsize=9,
         loc="left",
@@ -76,10 +75,26 @@ def plot_ratios(run: dict[str, Any]) -> Figure | None:
     return figure
 
 
-def save_plot(run: dict[str, Any], stem: Path) -> list[Path]:
-    """Write the plot as PNG and SVG, if there is a ratio."""
-    figure = plot_ratios(run)
-    return save_figure(figure, stem) if figure is not None else []
+def _circumstances(run: dict[str, Any]) -> str:
+    machine = run["machine"]
+    where = machine["gpu"]["name"] if machine["gpu"] else f"{machine['cores']} CPU cores"
+    warning = ", quick run: not a measurement" if run["quick"] else ""
+    warning += ", on a busy machine" if run["machine_busy"] else ""
+    return f"{where}, {run['made'][:10]}{warning}"
+
+
+def save_plots(run: dict[str, Any], stem: Path) -> list[Path]:
+    """Write the plots as PNG and SVG: of the ratios, and of the speed over ranks."""
+    figures = [(stem, plot_ratios(run))]
+    for comparison in run["comparisons"]:
+        if comparison["name"] == SCALING:
+            caption = f"{comparison['title']}: {_circumstances(run)}"
+            figures.append(
+                (stem.with_name(f"{stem.name}-{SCALING}"), plot_scaling(comparison, caption))
+            )
+    return [
+        file for path, figure in figures if figure is not None for file in save_figure(figure, path)
+    ]
 
 
 def _short_title(comparison: dict[str, Any]) -> str:

@@ -6,6 +6,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from bench.scaling import NAME as SCALING
+from bench.scaling import scaling_table
+
 BenchmarkRun = dict[str, Any]
 """The contents of the JSON file, from which all reports are made."""
 
@@ -64,6 +67,13 @@ def rows(comparison: dict[str, Any]) -> list[tuple[str, ...]]:
     return table
 
 
+def _table(comparison: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Return a comparison's table, its head first."""
+    if comparison["name"] == SCALING:
+        return scaling_table(comparison)
+    return [_COLUMNS, *rows(comparison)]
+
+
 def notes(comparison: dict[str, Any]) -> list[str]:
     """Return the sentences below a comparison's table."""
     sentences = []
@@ -94,11 +104,11 @@ def markdown(run: BenchmarkRun) -> str:
         "",
     ]
     for comparison in run["comparisons"]:
+        head, *body = _table(comparison)
         lines += [f"## {comparison['title']}", ""]
-        lines += ["| " + " | ".join(_COLUMNS) + " |", "|---" + "|---:" * (len(_COLUMNS) - 1) + "|"]
+        lines += ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
         lines += [
-            "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
-            for row in rows(comparison)
+            "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in body
         ]
         lines += [""]
         for note in notes(comparison):
@@ -115,9 +125,10 @@ def print_report(run: BenchmarkRun, console: Console) -> None:
         console.print(line, highlight=False, markup=False)
     for comparison in run["comparisons"]:
         table = Table(title=comparison["title"], title_justify="left", title_style="bold")
-        for number, column in enumerate(_COLUMNS):
+        head, *body = _table(comparison)
+        for number, column in enumerate(head):
             table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
-        for row in rows(comparison):
+        for row in body:
             table.add_row(*row)
         console.print()
         console.print(table)

@@ -18,6 +18,7 @@ class ContenderResult:
             adjacent in time.
         memory_mib: Peak memory by kind: of the process, of its loader's workers, on the GPU.
         error: One line that says why the contender failed.
+        options: What it was created with.
     """
 
     name: str
@@ -25,6 +26,7 @@ class ContenderResult:
     measurements: list[Measurement] = field(default_factory=list)
     memory_mib: dict[str, float] = field(default_factory=dict)
     error: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def rates(self) -> list[float]:
@@ -51,6 +53,7 @@ class ContenderResult:
         return {
             "name": self.name,
             "role": self.role,
+            "options": self.options,
             "rate": self.rate,
             "rates": self.rates,
             "stage_seconds": self.stages,

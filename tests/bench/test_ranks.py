@@ -3,6 +3,7 @@
 import json
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,9 +13,13 @@ from bench.measuring import Settings
 from experiments.settings.experiment import load_config
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", "horovodrun"])
+@pytest.mark.parametrize(("launcher", "ranks"), [(None, 1), ("torchrun", 2), ("horovodrun", 2)])
 def test_a_run_is_started_and_timed(
-    launcher: str, mini_coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    launcher: str | None,
+    ranks: int,
+    mini_coco: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     settings = Settings(
         data=mini_coco,
@@ -25,23 +30,39 @@ def test_a_run_is_started_and_timed(
         threads=1,
         coco_images=10,
     )
-    contender = Ranks(settings, launcher=launcher, ranks=2, hparams={"sync_bn": True})
+    contender = Ranks(settings, launcher=launcher, ranks=ranks, hparams={"sync_bn": True})
 
-    def run(command: list[str], **options: Any) -> None:
-        assert command[command.index("-np" if launcher == "horovodrun" else "--nproc_per_node") + 1]
+    def run(command: list[str], **options: Any) -> SimpleNamespace:
+        if launcher is not None:
+            option = "-np" if launcher == "horovodrun" else "--nproc_per_node"
+            assert command[command.index(option) + 1] == "2"
+        assert options["env"]["OMP_NUM_THREADS"] == "1"
         assert ("--cycle-time-ms" in command) == (launcher == "horovodrun")
         config = load_config(Path(command[command.index("--config") + 1]), data=mini_coco)
         assert config.hparams.sync_bn
         assert config.hparams.fake_data
-        # 48 images are three batches an epoch.
-        assert config.hparams.total_epochs == 20
+        # 48 images are six batches an epoch with one rank, three with two.
+        assert config.hparams.global_batch_size == 8 * ranks
+        assert config.hparams.total_epochs == 10 * ranks
         out = Path(command[command.index("--out") + 1])
         out.mkdir()
         lines = [{"kind": "train", "batches": 10 * n, "time": 100.0 - 7 / n} for n in range(1, 7)]
         lines.append({"kind": "validation", "batches": 60, "time": 500.0})
         (out / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return SimpleNamespace(returncode=0)
 
     monkeypatch.setattr(subprocess, "run", run)
     measured = contender.measure(1.0)
-    assert measured.work == 16 * 40  # without the first twenty batches
+    assert measured.work == 8 * ranks * 40  # without the first twenty batches
     assert measured.seconds == pytest.approx(7 / 2 - 7 / 6)
+
+
+def test_a_failed_run_is_an_error(
+    mini_coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(mini_coco, tmp_path, 2, 2, 128, 1, 10)
+    contender = Ranks(settings, launcher="torchrun", ranks=2, hparams={"sync_bn": True})
+    failed = SimpleNamespace(returncode=3)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
+    with pytest.raises(RuntimeError, match="status 3"):
+        contender.measure(1.0)
