@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SIZE_LIMIT = 7.5e9
+SIZE_LIMIT = 6.6e9
 # A row of `docker history`: a layer's size and what made it, without the shell that ran that.
 LAYER = '{{.Size}}\t{{truncate (join (split .CreatedBy "/bin/bash -euo pipefail -c ") "") 100}}'
 

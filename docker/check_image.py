@@ -117,6 +117,11 @@ def check_horovod() -> str:
     return "Horovod with NCCL and Gloo; all-reduce over two processes"
 
 
+def check_compiler() -> str:
+    """What torch.compile compiles at run time can be compiled, and runs."""
+    return _output([sys.executable, str(HERE / "check_compiler.py")]).strip()
+
+
 def check_programs() -> str:
     """The programs that Determined's launchers call are on the PATH."""
     for command in (["bash", "--version"], ["det", "--version"], ["ssh", "-V"]):
@@ -152,6 +157,7 @@ CHECKS: dict[str, dict[str, Callable[[], str]]] = {
         "versions": lambda: check_versions(HERE.parent / "requirements.lock"),
         "programs": check_programs,
         "torch": check_torch,
+        "compiler": check_compiler,
         "dali": check_dali,
         "horovod": check_horovod,
     },

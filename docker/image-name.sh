@@ -11,6 +11,6 @@ packages=$(python3 docker/lock_parts.py image)
 tag=$({
     echo "$BASE_IMAGE" "$packages"
     cat requirements-uv.txt docker/Dockerfile docker/lock_parts.py docker/build-horovod.sh \
-        docker/from-mirror.sh docker/install-packages.sh docker/*.txt
+        docker/from-mirror.sh docker/install-packages.sh docker/remove-unused.sh docker/*.txt
 } | sha256sum | cut -c1-12)
 echo "$TASK_IMAGE:$DETERMINED_VERSION-$tag"

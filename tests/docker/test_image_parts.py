@@ -46,10 +46,12 @@ def name_of_image(repository: Path) -> str:
         ("docker/build-horovod.sh", "HOROVOD_WITH_GLOO=1", "HOROVOD_WITH_GLOO=0"),
         ("docker/from-mirror.sh", "exec ", "exec  "),
         ("docker/install-packages.sh", "exec ", "exec  "),
+        ("docker/remove-unused.sh", "strip ", "strip  "),
         ("docker/lock_parts.py", "import re", "import re  # here"),
         ("docker/horovod.txt", "horovod==", "horovod==1"),
         ("docker/horovod-build.txt", "cmake==", "cmake==1"),
         ("docker/cuda-compiler.txt", "nvidia-nvvm==", "nvidia-nvvm==1"),
+        ("docker/unused-torch.txt", "torch/bin/protoc*", "torch/bin/*"),
     ],
 )
 def test_the_image_is_renamed_if_its_contents_change(
