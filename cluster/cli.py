@@ -1,4 +1,7 @@
-"""The command line behind the make targets for clusters."""
+"""The command line behind the make targets for clusters.
+
+What only one command needs is imported there, so that the others start sooner.
+"""
 
 import shlex
 from pathlib import Path
@@ -7,12 +10,10 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from cluster.checkpoints import fetch
 from cluster.connection import ROOT, MasterConnection, load_connection
 from cluster.errors import ClusterError
 from cluster.follow import follow
 from cluster.gpus import GpuChoice
-from cluster.local import LocalCluster
 from cluster.overlays import config_arguments, overlay_arguments
 from cluster.submit import submit
 from reporting.progress import print_error
@@ -46,12 +47,16 @@ def up_command(
     ] = "auto",
 ) -> None:
     """Start the cluster on this machine."""
+    from cluster.local import LocalCluster
+
     LocalCluster().up(console, data=data, agents=agents, slots=slots, port=port, gpus=gpus)
 
 
 @app.command("down")
 def down_command() -> None:
     """Stop the cluster on this machine and keep its data."""
+    from cluster.local import LocalCluster
+
     LocalCluster().down(console)
 
 
@@ -66,6 +71,8 @@ def destroy_command(
             "this deletes the local cluster's database and checkpoints permanently. To confirm: "
             "make local-destroy SURE=yes"
         )
+    from cluster.local import LocalCluster
+
     LocalCluster().destroy(console)
 
 
@@ -77,7 +84,6 @@ def gpu_check_command(
     ] = None,
 ) -> None:
     """Check this machine's GPUs: driver, products, decoded JPEGs, NCCL, Docker."""
-    # Imported here because it is of no use elsewhere.
     from cluster.gpu_check import check_gpus
 
     if not check_gpus(console, out):
@@ -110,7 +116,7 @@ def train_command(
     if detach:
         console.print(f"experiment {experiment} submitted to {connection.master}")
         return
-    _follow(cluster, experiment)
+    _follow(connection, experiment)
 
 
 @app.command("overlay")
@@ -135,13 +141,15 @@ def fetch_command(
     cluster: ClusterOption = "main",
 ) -> None:
     """Download a checkpoint and print its folder."""
+    from cluster.checkpoints import fetch
+
     print(fetch(load_connection(cluster), checkpoint, ROOT / "runs" / "checkpoints"))
 
 
 @app.command("follow")
 def follow_command(experiment: int, *, cluster: ClusterOption = "main") -> None:
     """Follow an experiment until it ends; fail unless it is COMPLETED."""
-    _follow(cluster, experiment)
+    _follow(load_connection(cluster), experiment)
 
 
 @app.command("report")
@@ -152,7 +160,6 @@ def report_command(
     out: Annotated[Path, typer.Option(help="Folder for the report.")] = ROOT / "runs" / "report",
 ) -> None:
     """Write a report of experiments: tables, plots and CSV files."""
-    # Imported here because it imports torch, which takes seconds.
     from cluster.report import experiment_numbers, write_report
 
     numbers = experiment_numbers(experiments)
@@ -179,13 +186,13 @@ def _data_settings(connection: MasterConnection, dataset: str | None) -> dict[st
     return settings
 
 
-def _follow(cluster: str, experiment: int) -> None:
+def _follow(connection: MasterConnection, experiment: int) -> None:
     try:
-        follow(load_connection(cluster), experiment, console)
+        follow(connection, experiment, console)
     except KeyboardInterrupt:
         console.print(
             f"experiment {experiment} keeps running. Follow it again: "
-            f"make follow EXPERIMENT={experiment} CLUSTER={cluster}"
+            f"make follow EXPERIMENT={experiment} CLUSTER={connection.name}"
         )
         raise typer.Exit(130) from None
 

@@ -20,6 +20,7 @@ reaches the master's port only by SSH.
 """
 
 import contextlib
+import functools
 import logging
 import os
 from collections.abc import Iterator, Mapping
@@ -89,11 +90,15 @@ class MasterConnection:
         return variables
 
     def session(self) -> api.Session:
-        """Log in to the master; return a session for calls to its API.
+        """Return a session for calls to the master's API; the first call logs in.
 
         Raises:
             ClusterError: The master does not answer, or rejects the user.
         """
+        return self._session
+
+    @functools.cached_property
+    def _session(self) -> api.Session:
         logging.getLogger("determined").setLevel(logging.WARNING)
         if self.certificate:
             os.environ.update(self.environment())
@@ -106,7 +111,7 @@ class MasterConnection:
             return authentication.login(self.address, self.user, self.password, cert=cert)
 
     def login(self) -> Determined:
-        """Log in to the master; return Determined's client.
+        """Return Determined's client, with the same session.
 
         Raises:
             ClusterError: The master does not answer, or rejects the user.

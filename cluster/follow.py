@@ -3,12 +3,13 @@
 import datetime
 import threading
 import time
+from collections.abc import Iterable
 
 import requests
 from determined.common import api
 from determined.common.api import bindings
 from determined.experimental import Determined
-from determined.experimental.client import ExperimentState
+from determined.experimental.client import ExperimentState, Trial
 from rich.console import Console
 
 from cluster.connection import MasterConnection, translate_errors
@@ -16,6 +17,9 @@ from cluster.errors import ClusterError
 from cocodata.text import duration
 from experiments.runtime.determined_internals import session_of
 
+# How often the experiment's state is requested: its end is noticed this late.
+_STATE_SECONDS = 0.5
+# How often its trials are requested, once there are any, and all else is tried again.
 _POLL_SECONDS = 2.0
 # A restarting master is back within seconds; after this long, somebody should look at it.
 _MAX_OUTAGE_SECONDS = 300.0
@@ -26,6 +30,7 @@ _FINAL_STATES = (
     ExperimentState.DELETED,
 )
 _CONNECTION_ERRORS = (api.errors.MasterNotFoundException, requests.exceptions.RequestException)
+_STREAM_ERRORS = (*_CONNECTION_ERRORS, api.errors.APIException)
 
 
 def follow(connection: MasterConnection, experiment_id: int, console: Console) -> None:
@@ -42,11 +47,15 @@ def follow(connection: MasterConnection, experiment_id: int, console: Console) -
     printers: dict[int, _LogPrinter] = {}
     printed: dict[int, str] = {}
     state = None
+    trials: list[Trial] = []
+    next_trials = started
     outage = _Outage(console)
     while True:
         try:
             experiment.reload()
-            trials = list(experiment.iter_trials())
+            if not trials or time.monotonic() >= next_trials or experiment.state in _FINAL_STATES:
+                trials = list(experiment.iter_trials())
+                next_trials = time.monotonic() + _POLL_SECONDS
         except _CONNECTION_ERRORS as error:
             outage.wait_after(error)
             continue
@@ -66,7 +75,7 @@ def follow(connection: MasterConnection, experiment_id: int, console: Console) -
             console.print(f"experiment {experiment_id}: {state.value.removeprefix('STATE_')}")
         if state in _FINAL_STATES:
             break
-        time.sleep(_POLL_SECONDS)
+        time.sleep(_STATE_SECONDS)
     for printer in printers.values():
         printer.finish()
     elapsed = duration(time.monotonic() - started)
@@ -137,34 +146,50 @@ class _LogPrinter:
         self._session = session_of(cluster)
         self._trial = trial_id
         self._console = console
+        self._lock = threading.Lock()
         self._seen: set[str] = set()
         self._last: datetime.datetime | None = None
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
+        self._ended = False
+        threading.Thread(target=self._follow, daemon=True).start()
 
     def finish(self) -> None:
-        """Wait for the last logs, which may arrive shortly after the trial has ended."""
-        self._ended.set()
-        self._thread.join(timeout=15)
+        """Print what is left, after the trial's end.
 
-    def _run(self) -> None:
-        while True:
-            last_round = self._ended.is_set()
+        The stream does not say so: the master keeps it open for 5 s, in case that logs come late.
+        A trial's container sends all of its lines before it ends.
+        """
+        with self._lock:
+            self._ended = True  # the thread prints nothing more, and ends with this process
+        for _ in range(2):
             try:
-                for entry in bindings.get_TrialLogs(
-                    self._session,
-                    trialId=self._trial,
-                    follow=not last_round,
-                    timestampAfter=self._last.isoformat() if self._last else None,
-                ):
+                for entry in self._request(follow=False):
                     self._print(entry)
-            except (*_CONNECTION_ERRORS, api.errors.APIException):
-                pass  # the next round requests what this one missed
-            if last_round:
+                return
+            except _STREAM_ERRORS:
+                time.sleep(_POLL_SECONDS)
+
+    def _follow(self) -> None:
+        while True:
+            try:
+                for entry in self._request(follow=True):
+                    with self._lock:
+                        if self._ended:
+                            return
+                        self._print(entry)
+            except _STREAM_ERRORS:
+                pass  # the next request is for what this one missed
+            if self._ended:
                 return
             # The stream also ends when a trial is paused: do not poll without a break.
-            self._ended.wait(_POLL_SECONDS)
+            time.sleep(_POLL_SECONDS)
+
+    def _request(self, *, follow: bool) -> Iterable[bindings.v1TrialLogsResponse]:
+        return bindings.get_TrialLogs(
+            self._session,
+            trialId=self._trial,
+            follow=follow,
+            timestampAfter=self._last.isoformat() if self._last else None,
+        )
 
     def _print(self, entry: bindings.v1TrialLogsResponse) -> None:
         if entry.id in self._seen:

@@ -1,19 +1,17 @@
-"""Submits an experiment with Determined's command line."""
+"""Submits an experiment."""
 
-import os
-import re
-import subprocess
-import sys
+import contextlib
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from determined.cli import ntsc
+from determined.common import api
 
 from cluster.capacity import require_capacity
-from cluster.connection import ROOT, MasterConnection
+from cluster.connection import ROOT, MasterConnection, translate_errors
 from cluster.errors import ClusterError
-from cluster.overlays import config_arguments
 from experiments.runtime import provenance
 from experiments.settings.experiment import (
     ConfigError,
@@ -76,22 +74,16 @@ def submit(connection: MasterConnection, config: Path, arguments: Sequence[str])
     slots = resources.get("slots_per_trial", 1)
     if isinstance(slots, int):  # the master rejects anything else
         print(require_capacity(connection, slots, resources.get("resource_pool")), flush=True)
-    # Not the `det` on the PATH, which may belong to another environment.
-    command = [sys.executable, "-m", "determined.cli", "experiment", "create"]
-    command += [str(config), str(ROOT), "--template", connection.template, *arguments]
     commit = provenance.commit()
     if commit is not None:
         # The submitted files have no Git history; the report reads the commit from this label.
-        command += config_arguments({"labels": [f"commit:{commit}"]})
-    run = subprocess.run(
-        command,
-        env={**os.environ, **connection.environment()},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    created = re.search(r"Created experiment (\d+)", run.stdout)
-    if run.returncode or created is None:
-        output = (run.stderr.strip() or run.stdout.strip()).splitlines()
-        raise ClusterError("the master rejected the experiment:\n" + "\n".join(output[-20:]))
-    return int(created[1])
+        content["labels"] = [f"commit:{commit}"]
+    with translate_errors(connection):
+        client = connection.login()
+        try:
+            # It prints how many files it sends.
+            with contextlib.redirect_stdout(io.StringIO()):
+                created = client.create_experiment(content, ROOT, template=connection.template)
+        except (api.errors.APIException, ValueError) as error:
+            raise ClusterError(f"the master rejected the experiment:\n{error}") from error
+    return created.id

@@ -19,7 +19,6 @@ from experiments.checkpoints.contents import CheckpointError, verify_digests
 from experiments.checkpoints.local import LocalCheckpoints
 from experiments.checkpoints.numerics import read_numerics
 from experiments.evaluation.loop import Evaluation
-from experiments.evaluation.report import sample_pictures, write_report
 from experiments.runtime import provenance
 from experiments.runtime.communication import compute_on_chief, start_distributed
 from experiments.settings.experiment import ExperimentConfig
@@ -158,6 +157,9 @@ class LocalRun:
 
     def finish(self, run: Run, evaluate: Callable[[], Evaluation]) -> None:
         """Write the summary and the report, and print where they are."""
+        # Imported here because it imports matplotlib, which no run needs before its end.
+        from experiments.evaluation.report import sample_pictures, write_report
+
         seconds = time.monotonic() - self._began
         saved = LocalCheckpoints(self.folder)
         best = saved.best()
