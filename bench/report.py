@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.scaling import NAME as SCALING
-from bench.scaling import scaling_table
+from bench.scaling import SCALING_NOTE, scaling_table
 
 BenchmarkRun = dict[str, Any]
 """The contents of the JSON file, from which all reports are made."""
@@ -76,7 +76,7 @@ def _table(comparison: dict[str, Any]) -> list[tuple[str, ...]]:
 
 def notes(comparison: dict[str, Any]) -> list[str]:
     """Return the sentences below a comparison's table."""
-    sentences = []
+    sentences = [SCALING_NOTE] if comparison["name"] == SCALING else []
     for contender in comparison["subjects"]:
         stages = contender["stage_seconds"]
         if len(stages) > 1:

@@ -18,15 +18,10 @@ from reporting.plots import COLORS
 NAME = "scaling"
 _ROOT = Path(__file__).resolve().parent.parent
 _MOST_RANKS = 8
-_COLUMNS = (
-    "launcher",
-    "ranks",
-    "sync_bn",
-    "images/s",
-    "spread",
-    "share of N times one rank",
-    "kept by sync_bn",
-    "over baseline",
+_COLUMNS = ("ranks", "sync_bn", "images/s", "spread", "of ideal", "kept", "speed-up")
+SCALING_NOTE = (
+    "Of ideal: the share of N times the speed of one rank. Kept: the share of the speed without "
+    "sync_bn. Speed-up: over the code of the baseline."
 )
 
 
@@ -140,7 +135,7 @@ def scaling_table(comparison: dict[str, Any]) -> list[tuple[str, ...]]:
         sync = "through Horovod" if case.through_horovod else ("yes" if case.sync_bn else "no")
         if case.revision:
             sync += f", {case.revision}"
-        start = (case.launcher or "none", str(case.ranks), sync)
+        start = (f"{case.ranks} {case.launcher or ''}".strip(), sync)
         if each["rate"] is None:
             rows.append((*start, f"FAILED: {each['error']}", "", "", "", ""))
             continue
