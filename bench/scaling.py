@@ -75,17 +75,21 @@ def scaling(baseline: str | None = None) -> Comparison:
         NAME,
         "Training on several ranks, with equal batches of generated images for each",
         "images/s",
-        tuple(case.spec() for case in _cases(_rank_counts(), baseline)),
+        tuple(case.spec() for case in _cases(_rank_counts(), _launchers(), baseline)),
         prepare=(lambda settings: _unpack(baseline, settings)) if baseline else None,
         seconds=20.0,  # a run, however long a measurement should be
     )
 
 
-def _cases(counts: Sequence[int], baseline: str | None) -> Iterator[_Case]:
+def _launchers() -> list[str]:
+    has_horovod = importlib.util.find_spec("horovod") is not None
+    return ["torchrun", *(["horovodrun"] if has_horovod else [])]
+
+
+def _cases(
+    counts: Sequence[int], launchers: Sequence[str], baseline: str | None
+) -> Iterator[_Case]:
     yield _Case(None, 1)
-    launchers = ["torchrun"]
-    if importlib.util.find_spec("horovod") is not None:
-        launchers.append("horovodrun")
     for launcher in launchers:
         for ranks in counts:
             yield _Case(launcher, ranks)

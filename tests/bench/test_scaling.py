@@ -1,10 +1,11 @@
 """What speed on several ranks is compared, and its table and plot."""
 
-import importlib.util
 import subprocess
+from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -16,13 +17,8 @@ from bench.results import ComparisonResult, ContenderResult
 HEAD = "1234567"
 
 
-@pytest.fixture
-def with_horovod(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", ModuleType)
-
-
 def compared(counts: list[int], baseline: str | None) -> list[scaling._Case]:
-    return list(scaling._cases(counts, baseline))
+    return list(scaling._cases(counts, ["torchrun", "horovodrun"], baseline))
 
 
 def result(rates: dict[str, float], baseline: str | None = None) -> dict[str, Any]:
@@ -39,7 +35,6 @@ def result(rates: dict[str, float], baseline: str | None = None) -> dict[str, An
     return ComparisonResult(scaling.NAME, "title", "images/s", contenders).as_dict()
 
 
-@pytest.mark.usefixtures("with_horovod")
 def test_every_launcher_and_kind_of_batch_norm_is_compared() -> None:
     cases = compared([2, 4], HEAD)
     names = [case.name for case in cases]
@@ -54,11 +49,13 @@ def test_every_launcher_and_kind_of_batch_norm_is_compared() -> None:
 
 
 def test_horovod_is_left_out_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert {case.launcher for case in compared([2], None)} == {None, "torchrun"}
+    monkeypatch.setattr(scaling, "importlib", SimpleNamespace(util=mock.Mock()))
+    scaling.importlib.util.find_spec.return_value = None
+    assert scaling._launchers() == ["torchrun"]
+    scaling.importlib.util.find_spec.return_value = ModuleSpec("horovod", None)
+    assert scaling._launchers() == ["torchrun", "horovodrun"]
 
 
-@pytest.mark.usefixtures("with_horovod")
 def test_shares_and_ratios() -> None:
     rates = {case.name: 100.0 for case in compared([2, 4], HEAD)}
     rates |= {
@@ -77,7 +74,6 @@ def test_shares_and_ratios() -> None:
     assert by_case["4 torchrun", "yes"][0] == "FAILED: it fell"
 
 
-@pytest.mark.usefixtures("with_horovod")
 def test_the_plot_has_a_panel_for_each_launcher() -> None:
     comparison = result({case.name: 100.0 for case in compared([2, 4], None)})
     figure = scaling.plot_scaling(comparison, "caption")
