@@ -49,7 +49,7 @@ USER_ERRORS = (
 def train(home: RunHome) -> None:
     """Train a run from its starting point to its last batch."""
     seed = home.config.hparams.seed
-    prepare_process(seed)
+    prepare_process(home.config.hparams)
     with home.open() as context:
         start = home.starting_point(context)
         if start.finished:

@@ -27,6 +27,8 @@ class Numerics:
     """Of the training images, in words."""
     compile: bool
     """Whether torch.compile is used."""
+    deterministic: bool
+    """Whether kernels with a varying order of sums are excluded."""
 
 
 def write_numerics(folder: Path, numerics: Numerics) -> None:

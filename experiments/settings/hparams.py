@@ -149,7 +149,8 @@ class Optimization(_Group):
 class Precision(_Group):
     """Precision, averaging and speed.
 
-    Used in `experiments/training/trial.py` and `experiments/runtime/precision.py`.
+    Used in `experiments/training/trial.py`, `experiments/runtime/precision.py` and
+    `experiments/runtime/process.py`.
     """
 
     amp: bool = True
@@ -176,6 +177,8 @@ class Precision(_Group):
     """Keep images and weights in channels_last memory."""
     compile: bool = False
     """Compile model and loss with torch.compile."""
+    deterministic: bool = False
+    """Compute the same bits every time on the same kind of GPU, more slowly."""
     fp16_compression: bool = False
     """Send gradients between ranks as float16."""
 
@@ -266,6 +269,8 @@ class HParams(Evaluation, Input, Precision, Optimization, Loss, Detector):
             "hardware_decoder acts on a GPU only: set input_device: auto or gpu": (
                 self.hardware_decoder and self.input_device == "cpu"
             ),
+            "hardware_decoder excludes deterministic: which images the engines get depends on "
+            "timing, and their pixels differ": (self.hardware_decoder and self.deterministic),
             f"decay_rate {self.decay_rate:g} must be below 1 with sched: plateau": (
                 self.sched == "plateau" and self.decay_rate >= 1
             ),

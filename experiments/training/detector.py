@@ -78,6 +78,12 @@ def build_from_hparams(hparams: HParams, num_classes: int) -> EfficientDet:
 
 
 def _build(hparams: HParams, num_classes: int) -> EfficientDet:
+    config = detector_config(hparams.model)
+    if hparams.deterministic and "bilinear" in (config.upsample_type, config.downsample_type):
+        raise ValueError(
+            f"{hparams.model} resamples maps bilinearly, of which CUDA's gradients vary in their "
+            "last bits; choose another model or deterministic: false"
+        )
     size = hparams.image_size
     if isinstance(size, int):
         size = [size, size]

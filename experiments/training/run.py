@@ -153,6 +153,7 @@ def resolve_numerics(
         precision=resolve_precision(hparams, device, ranks, before.get("precision")),
         decoder=jpeg_decoder(decodes, hardware=hparams.hardware_decoder),
         compile=hparams.compile,
+        deterministic=hparams.deterministic,
     )
 
 

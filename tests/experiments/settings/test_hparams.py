@@ -123,6 +123,7 @@ def test_refusals_say_what_to_do(name: Any, value: object, hint: str) -> None:
         {"min_loss_scale": 16.0, "amp": False},
         {"epochs": 5, "warmup_epochs": 5},
         {"sched": "plateau", "decay_rate": 1.0},
+        {"hardware_decoder": True, "deterministic": True},
     ],
 )
 def test_values_that_contradict_each_other_are_refused(values: dict[str, object]) -> None:
