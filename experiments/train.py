@@ -95,6 +95,14 @@ def main(
         bool,
         typer.Option(help="Resume from the newest valid checkpoint if the newest one is damaged."),
     ] = False,
+    other_numerics: Annotated[
+        bool,
+        typer.Option(
+            help="Resume although weights will be computed in another way: on another kind of "
+            "device, or with another amp_dtype, compile, deterministic, input_device, "
+            "hardware_decoder or sync_bn_with_horovod."
+        ),
+    ] = False,
 ) -> None:
     """Train EfficientDet, on a Determined cluster or without one."""
     # Determined logs each change of state; what a person should see, the trial prints.
@@ -114,7 +122,14 @@ def main(
             raise ConfigError("no cluster here: give --config FILE, such as experiments/const.yaml")
         loaded = load_config(config, overlays=overlays or [], settings=settings or [], data=data)
         use_trial_interface()
-        train(LocalRun(loaded, out.resolve(), fresh=fresh, skip_damaged=skip_damaged))
+        home = LocalRun(
+            loaded,
+            out.resolve(),
+            fresh=fresh,
+            skip_damaged=skip_damaged,
+            other_numerics=other_numerics,
+        )
+        train(home)
     except USER_ERRORS as error:
         print_error(str(error))
         raise typer.Exit(1) from error

@@ -29,6 +29,8 @@ class Numerics:
     """Whether torch.compile is used."""
     deterministic: bool
     """Whether kernels with a varying order of sums are excluded."""
+    sync_bn_with_horovod: bool
+    """Whether Horovod adds up the statistics of batch norm, in an order of its own."""
 
 
 def write_numerics(folder: Path, numerics: Numerics) -> None:

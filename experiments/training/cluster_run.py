@@ -6,7 +6,7 @@ The master drops the metrics reported after that checkpoint as soon as new ones 
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -128,6 +128,12 @@ class ClusterRun:
         shared: list[StartingPoint] = context.distributed.broadcast(points)
         return shared
 
+    def accept(self, start: StartingPoint, changed: Sequence[str]) -> None:
+        """Go on: whoever continues an experiment with other settings means to.
+
+        `begin` says and records what has changed.
+        """
+
     def begin(self, context: pytorch.PyTorchTrialContext, run: Run) -> None:
         """Print the settings, and store with the master what the trial runs on."""
         hparams = run.config.hparams
@@ -144,6 +150,7 @@ class ClusterRun:
                 "device": provenance.device(),
                 "precision": run.numerics.precision,
                 "decoder": run.numerics.decoder,
+                **({"changes": changed} if (changed := run.changed_numerics) else {}),
             },
         )
 

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,18 +22,19 @@ from experiments.evaluation.loop import Evaluation
 from experiments.runtime import provenance
 from experiments.runtime.communication import compute_on_chief, start_distributed
 from experiments.settings.experiment import ExperimentConfig
-from experiments.settings.hparams import as_dict, changed_from_default
+from experiments.settings.hparams import HParams, as_dict, changed_from_default
 from experiments.training.detector import random_backbone_notice
 from experiments.training.run import Run, StartingPoint, describe_numerics
 from reporting.tables import metrics_table
 
 _STARTED = "run.json"
 _FINISHED = "summary.json"
-# Settings that may differ between the parts of one run, since no batch or weight depends on them
-# (but for the last bits of pixels, which depend on the decoder).
-_FREE = {
-    *("input_threads", "input_device", "hardware_decoder"),
-    *("pin_mem", "compile", "eval_batch_size"),
+# Settings that may differ between the parts of one run, since no batch or weight depends on them.
+_FREE = {"input_threads", "pin_mem", "eval_batch_size"}
+# Settings that are compared as each checkpoint's numerics, which say what they came to.
+_NUMERICS = {
+    *("amp_dtype", "compile", "deterministic", "input_device", "hardware_decoder"),
+    "sync_bn_with_horovod",
 }
 
 
@@ -49,17 +50,25 @@ class LocalRun:
         folder: its folder, an absolute path.
         fresh: delete an earlier run in the folder.
         skip_damaged: resume from the newest valid checkpoint, even if newer ones are damaged.
+        other_numerics: resume even if weights would be computed in another way than before.
     """
 
     searched_trial: int | None = None
 
     def __init__(
-        self, config: ExperimentConfig, folder: Path, *, fresh: bool, skip_damaged: bool
+        self,
+        config: ExperimentConfig,
+        folder: Path,
+        *,
+        fresh: bool,
+        skip_damaged: bool,
+        other_numerics: bool,
     ) -> None:
         self.config = config
         self.folder: Path = folder
         self._fresh = fresh
         self._skip_damaged = skip_damaged
+        self._other_numerics = other_numerics
         self._start = StartingPoint()
         self._began = time.monotonic()
 
@@ -109,7 +118,7 @@ class LocalRun:
                     ) from error
                 print(f"skipping the checkpoint of batch {checkpoint.batches}: {error}", flush=True)
                 continue
-            numerics = read_numerics(saved.folder(checkpoint))
+            numerics = read_numerics(saved.folder(checkpoint)) or _numerics_of(self._record())
             return StartingPoint(checkpoint.uuid, checkpoint.batches, finished, numerics)
         return StartingPoint(finished=finished)
 
@@ -122,11 +131,13 @@ class LocalRun:
                     f"{self.folder}: is not empty and not a run; give an empty or new folder"
                 )
             return False
-        before = json.loads(started.read_text(encoding="utf-8"))["identity"]
+        before = self._record()["identity"]
         now = json.loads(json.dumps(_identity(self.config)))
+        # A run from before there was a setting was as it is by default.
+        before = {**as_dict(HParams()), **before}
         changed = [
             f"{name}: {before.get(name)!r} -> {now.get(name)!r}"
-            for name in sorted(before.keys() | now.keys())
+            for name in sorted(now)
             if before.get(name) != now.get(name)
         ]
         if changed:
@@ -136,10 +147,33 @@ class LocalRun:
             )
         return True
 
+    def _record(self) -> dict[str, Any]:
+        """The content of run.json; nothing if the run has not begun."""
+        file = self.folder / _STARTED
+        content: dict[str, Any] = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+        return content
+
+    def accept(self, start: StartingPoint, changed: Sequence[str]) -> None:
+        """Refuse to resume if weights would be computed in another way, unless told otherwise.
+
+        Raises:
+            RunError: they would.
+        """
+        if changed and not self._other_numerics:
+            raise RunError(
+                f"{self.folder}: the checkpoint of batch {start.batches} was computed in another "
+                f"way ({'; '.join(changed)}), so weights would not be those of an unchanged run; "
+                "restore the settings (and the kind of device), or give --other-numerics to go on, "
+                "which run.json then records"
+            )
+
     def begin(self, context: pytorch.PyTorchTrialContext, run: Run) -> None:
         """Record what the run is, and delete what a kill left incomplete."""
         LocalCheckpoints(self.folder).remove_unlisted()
         manifest = read_manifest(self.config.data)
+        changes = self._record().get("changes", [])
+        if changed := run.changed_numerics:
+            changes.append({"batches": run.first_batch, "changed": changed})
         content = {
             "identity": _identity(self.config),
             "config": dict(self.config.raw),
@@ -150,6 +184,7 @@ class LocalRun:
             "machine": provenance.machine(),
             "precision": run.numerics.precision,
             "decoder": run.numerics.decoder,
+            "changes": changes,
         }
         write_atomically(self.folder / _STARTED, json.dumps(content, indent=1))
         self._began = time.monotonic()
@@ -194,9 +229,22 @@ def _delete_run(folder: Path) -> None:
     shutil.rmtree(folder)
 
 
+def _numerics_of(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What is known of the numerics of a run whose checkpoints do not keep them."""
+    settings = record["identity"]
+    known = {name: record[name] for name in ("decoder",) if name in record}
+    if {"amp", "amp_dtype"} <= settings.keys():
+        known["precision"] = settings["amp_dtype"] if settings["amp"] else "float32"
+    return known
+
+
 def _identity(config: ExperimentConfig) -> dict[str, Any]:
     """The settings that make two runs the same run."""
-    kept = {name: value for name, value in as_dict(config.hparams).items() if name not in _FREE}
+    kept = {
+        name: value
+        for name, value in as_dict(config.hparams).items()
+        if name not in _FREE | _NUMERICS
+    }
     periods = {
         "min_validation_period": vars(config.validation_period),
         "scheduling_unit": config.reporting_batches,

@@ -1,7 +1,7 @@
 """One run of training: its settings, data, ranks and starting point, and where it lives."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,6 +52,11 @@ class Run:
         return self.start.batches
 
     @property
+    def changed_numerics(self) -> list[str]:
+        """What the run computes in another way than the checkpoint that it continues from."""
+        return changes(self.start.numerics, self.numerics)
+
+    @property
     def total_batches(self) -> int:
         """Batches of the whole run."""
         return self.config.hparams.total_epochs * self.batches_per_epoch
@@ -83,6 +88,15 @@ class RunHome(Protocol):
         """Where to start, the same on every rank."""
         ...
 
+    def accept(self, start: StartingPoint, changed: Sequence[str]) -> None:
+        """Decide on every rank whether to go on although the checkpoint had other numerics.
+
+        Args:
+            start: the checkpoint.
+            changed: what is different now; may be empty.
+        """
+        ...
+
     def begin(self, context: pytorch.PyTorchTrialContext, run: Run) -> None:
         """Record what the run is, on the first rank, before its first batch."""
         ...
@@ -110,6 +124,7 @@ def prepare_run(
         DatasetError: the data set is invalid, or machines have different ones.
         DeviceError: this rank's GPU lacks the decoder that the run asks for.
         HParamError: the global batch cannot be divided among the ranks.
+        RunError: the run goes on from a checkpoint that was computed in another way.
     """
     ranks = communicator()
     batch_size = home.config.hparams.global_batch_size
@@ -119,6 +134,7 @@ def prepare_run(
             f"multiple of {ranks.size}"
         )
     numerics = resolve_numerics(home.config.hparams, device, ranks, start.numerics)
+    home.accept(start, changes(start.numerics, numerics))
     train, val = load_splits(home.config, distributed)
     return Run(
         config=home.config,
@@ -154,6 +170,7 @@ def resolve_numerics(
         decoder=jpeg_decoder(decodes, hardware=hparams.hardware_decoder),
         compile=hparams.compile,
         deterministic=hparams.deterministic,
+        sync_bn_with_horovod=hparams.sync_bn and hparams.sync_bn_with_horovod,
     )
 
 
@@ -167,9 +184,9 @@ def describe_numerics(run: Run) -> list[str]:
         f"device: {provenance.device()}; precision: {numerics.precision}; "
         f"images decoded by: {numerics.decoder}"
     ]
-    if changed := changes(run.start.numerics, numerics):
+    if changed := run.changed_numerics:
         lines.append(
-            f"not as in the checkpoint ({'; '.join(changed)}): from here on, weights differ in "
-            "their last bits from those of an unchanged run"
+            f"computed in another way than the checkpoint ({'; '.join(changed)}): from here on, "
+            "weights are not those of an unchanged run"
         )
     return lines

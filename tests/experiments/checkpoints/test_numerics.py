@@ -13,7 +13,12 @@ from experiments.checkpoints.numerics import (
 )
 
 ON_GPU = Numerics(
-    device="cuda", precision="bfloat16", decoder="CUDA", compile=False, deterministic=False
+    device="cuda",
+    precision="bfloat16",
+    decoder="CUDA",
+    compile=False,
+    deterministic=False,
+    sync_bn_with_horovod=False,
 )
 
 
