@@ -16,7 +16,7 @@ as written by `make coco-sync`:
     /data/coco: 44c949...
 
 `NAME.login` holds how this machine logs in to the master's host, without passwords, in case it
-reaches the master's port only by SSH.
+reaches the master's port only by SSH. `.NAME.token` keeps the token of the last login.
 """
 
 import contextlib
@@ -31,10 +31,11 @@ from urllib.parse import urlsplit
 import requests
 import yaml
 from determined.common import api
-from determined.common.api import authentication, certs
+from determined.common.api import authentication, bindings, certs
 from determined.experimental import Determined
 
 from cluster.errors import ClusterError
+from cluster.tokens import TokenFile
 from cluster.tunnel import reachable_address
 from cocodata.errors import DatasetError
 from cocodata.files import write_atomically
@@ -63,6 +64,8 @@ class MasterConnection:
     password_file: Path | None = None
     # The master's host; None if this machine needs no SSH to reach the master.
     login_host: Host | None = None
+    # Where tokens of logins are kept; None to log in each time.
+    token_file: Path | None = field(default=None, compare=False)
 
     @property
     def address(self) -> str:
@@ -108,7 +111,18 @@ class MasterConnection:
             explicit_cert_name=self.certificate_name,
         )
         with translate_errors(self):
-            return authentication.login(self.address, self.user, self.password, cert=cert)
+            tokens = None
+            if self.token_file is not None:
+                tokens = TokenFile(self.token_file, self.master, self.user, self.password)
+                token = tokens.read()
+                if token is not None:
+                    session = api.Session(self.address, self.user, token, cert)
+                    if _is_accepted(session):
+                        return session
+            session = authentication.login(self.address, self.user, self.password, cert=cert)
+            if tokens is not None:
+                tokens.write(session.token)
+            return session
 
     def login(self) -> Determined:
         """Return Determined's client, with the same session.
@@ -117,6 +131,15 @@ class MasterConnection:
             ClusterError: The master does not answer, or rejects the user.
         """
         return client_of(self.session())
+
+
+def _is_accepted(session: api.Session) -> bool:
+    """Return whether the master still knows a session's token."""
+    try:
+        bindings.get_GetMe(session)
+    except api.errors.UnauthenticatedException:
+        return False
+    return True
 
 
 def connection_file(name: str) -> Path:
@@ -132,9 +155,15 @@ def _login_file(name: str) -> Path:
     return FOLDER / f"{name}.login"
 
 
+def _token_file(name: str) -> Path:
+    # Hidden, so that it is not among the secrets that are saved.
+    return FOLDER / f".{name}.token"
+
+
 def delete_connection(name: str) -> None:
     """Delete a cluster's files."""
-    for file in (connection_file(name), _versions_file(name), _login_file(name)):
+    files = (connection_file(name), _versions_file(name), _login_file(name), _token_file(name))
+    for file in files:
         file.unlink(missing_ok=True)
 
 
@@ -160,7 +189,9 @@ def load_connection(name: str) -> MasterConnection:
     login = _login_file(name)
     try:
         host = read_hosts(login)[0] if login.is_file() else None
-        return MasterConnection(name=name, versions=known, login_host=host, **content)
+        return MasterConnection(
+            name=name, versions=known, login_host=host, token_file=_token_file(name), **content
+        )
     except (TypeError, DatasetError) as error:
         remedy = "make local-up" if name == "local" else "make cluster-up"
         raise ClusterError(
@@ -171,7 +202,7 @@ def load_connection(name: str) -> MasterConnection:
 def save_connection(connection: MasterConnection) -> Path:
     """Write a cluster's files with mode 600; return the path of the connection file."""
     content = {key: value for key, value in asdict(connection).items() if value is not None}
-    for key in ("name", "password_file", "login_host"):
+    for key in ("name", "password_file", "login_host", "token_file"):
         content.pop(key, None)
     write_secret(_versions_file(connection.name), yaml.safe_dump(dict(content.pop("versions"))))
     file = connection_file(connection.name)

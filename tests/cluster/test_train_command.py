@@ -1,8 +1,10 @@
 """`python -m cluster train` with a master on this machine: what it requests, and how it ends."""
 
 import json
+import os
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from tests.cluster.test_capacity import pool
 
 CONFIG = Path(__file__).parents[2] / "experiments" / "const.yaml"
 SECONDS = 30.0
+USER = {"username": "determined", "admin": False, "active": True}
 
 
 def line(number: int) -> str:
@@ -42,12 +45,15 @@ class Master(ThreadingHTTPServer):
         self.last_state = last_state
         self.requests: list[str] = []
         self.submitted: dict[str, Any] = {}
+        self.token = "t"
         self.streamed = threading.Event()  # a line has been sent
         self.closed = threading.Event()  # long after the experiment's end
 
     def answer(self, path: str) -> Any:
         """The content of an answer to a GET."""
         match path.removeprefix("/api/v1/").split("/"):
+            case ["me"]:
+                return {"user": USER}
             case ["agents"]:
                 return {"agents": [agent("node-1", CPU)]}
             case ["resource-pools"]:
@@ -71,6 +77,9 @@ class Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         follow = parse_qs(url.query).get("follow")
         self.server.requests.append(url.path + (f" follow={follow[0]}" if follow else ""))
+        if self.headers["Authorization"] != f"Bearer {self.server.token}":
+            self.send(b'{"error": {"error": "invalid credentials"}}', status=401)
+            return
         if follow == ["true"]:
             self.send(line(1).encode())
             self.server.streamed.set()
@@ -85,15 +94,14 @@ class Handler(BaseHTTPRequestHandler):
         self.server.requests.append(self.path)
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if self.path.endswith("/login"):
-            user = {"username": "determined", "admin": False, "active": True}
-            self.send(json.dumps({"token": "t", "user": user}).encode())
+            self.send(json.dumps({"token": self.server.token, "user": USER}).encode())
         else:
             self.server.submitted = body
             created = self.server.experiment("PAUSED")
             self.send(json.dumps({**created, "config": {}, "warnings": []}).encode())
 
-    def send(self, content: bytes) -> None:
-        self.send_response(200)
+    def send(self, content: bytes, status: int = 200) -> None:
+        self.send_response(status)
         self.end_headers()
         self.wfile.write(content)
 
@@ -124,10 +132,45 @@ def train(*arguments: str) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
-def test_one_login_serves_the_command(master: Master) -> None:
+LOGIN = "/api/v1/auth/login"
+
+
+def test_one_login_serves_the_command_and_those_after_it(master: Master, tmp_path: Path) -> None:
     code, output = train()
     assert code == 0, output
-    assert master.requests.count("/api/v1/auth/login") == 1
+    assert master.requests.count(LOGIN) == 1
+    assert train("--detach")[0] == 0
+    assert master.requests.count(LOGIN) == 1
+    token = tmp_path / ".here.token"
+    assert token.stat().st_mode & 0o777 == 0o600
+    connection.delete_connection("here")
+    assert not token.exists()
+
+
+def change_password(master: Master, folder: Path) -> None:
+    file = folder / "here.yaml"
+    file.write_text(file.read_text().replace("password: p", "password: q"))
+
+
+def end_session(master: Master, folder: Path) -> None:
+    master.token = "another"
+
+
+def let_a_day_pass(master: Master, folder: Path) -> None:
+    yesterday = time.time() - 24 * 3600
+    os.utime(folder / ".here.token", (yesterday, yesterday))
+
+
+@pytest.mark.parametrize("change", [change_password, end_session, let_a_day_pass])
+def test_a_token_that_may_be_invalid_is_replaced(
+    master: Master, tmp_path: Path, change: Callable[[Master, Path], None]
+) -> None:
+    assert train("--detach")[0] == 0
+    change(master, tmp_path)
+    for _ in range(2):
+        code, output = train("--detach")
+        assert code == 0, output
+    assert master.requests.count(LOGIN) == 2
 
 
 def test_it_returns_while_the_stream_of_logs_is_still_open(master: Master) -> None:
