@@ -94,8 +94,7 @@ def detect_split(
         split, evaluation_input(config, device=device, threads=threads), batch_size=batch_size
     ) as loader:
         for batch in with_progress(loader, len(loader)):
-            on_device = {name: tensor.to(device) for name, tensor in batch.items()}
-            _, batch_detections = detect_batch(detector, postprocessor, on_device)
+            _, batch_detections = detect_batch(detector, postprocessor, batch)
             table.add(batch["image_id"], batch_detections)
     return table.gather(SingleProcess(), split.categories)
 

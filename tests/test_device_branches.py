@@ -36,6 +36,7 @@ ROOT = Path(__file__).parent.parent
 CUDA = torch.device("cuda", 0)
 
 TRIAL = "experiments/training/trial.py: EfficientDetTrial"
+TRANSFER = "tests/experiments/input/test_transfer.py"
 COLLECTIVES = "tests/experiments/runtime/test_gpu_collectives.py"
 # File and function -> the test that runs what a GPU would run there.
 TABLE = {
@@ -48,7 +49,6 @@ TABLE = {
     f"{TRIAL}._build_scaler": "test_a_training_step_on_a_gpu",
     f"{TRIAL}._autocast": "test_a_training_step_on_a_gpu",
     f"{TRIAL}._training_input": "test_the_trials_input_on_a_gpu",
-    f"{TRIAL}.build_training_data_loader": ("test_the_trials_input_on_a_gpu"),
     "experiments/evaluation/loop.py: detect_batch": "test_an_evaluation_step_on_a_gpu",
     "experiments/evaluation/inference.py: _device": "test_devices_of_the_commands",
     "experiments/evaluation/inference.py: evaluation_input": "test_the_trials_input_on_a_gpu",
@@ -71,7 +71,13 @@ TABLE = {
     "experiments/runtime/communication.py: HorovodCommunicator.open_torch_group": COLLECTIVES,
     f"{TRIAL}._order_collectives": COLLECTIVES,
     "experiments/runtime/communication.py: start_distributed": COLLECTIVES,
-    "experiments/input/input_config.py: InputConfig.torch_device": "test_the_stream_on_a_gpu",
+    "experiments/input/input_config.py: InputConfig._decoding_device": TRANSFER,
+    "experiments/input/input_config.py: InputConfig.__post_init__": TRANSFER,
+    "experiments/input/transfer.py: input_thread": TRANSFER,
+    "experiments/input/transfer.py: stage": TRANSFER,
+    "experiments/input/loader.py: TrainLoader._plan_batch": TRANSFER,
+    "experiments/input/stream.py: DaliStream._staged_batches": TRANSFER,
+    "experiments/input/stream.py: DaliStream._plan_with_inputs": TRANSFER,
     "experiments/input/decoder.py: input_device": "tests/experiments/input/test_decoder.py",
     "experiments/input/decoder.py: jpeg_decoder": "tests/experiments/input/test_decoder.py",
     "experiments/input/decoder.py: _jpeg_engines": "tests/experiments/input/test_decoder.py",
@@ -222,7 +228,6 @@ def _gpu_trial(mini_coco: Path, capability: tuple[int, int]) -> Iterator[Efficie
             pretrained_backbone=False,
             global_batch_size=8,
             model_ema=False,  # its generator asks the GPU itself for a seed
-            pin_mem=True,
             input_device="cpu",
             input_threads=1,
         ) as trial,
@@ -243,7 +248,7 @@ def _batch() -> dict[str, Tensor]:
         "labels": torch.ones(8, 100, dtype=torch.int64, device=CUDA),
         "source_scale": torch.ones(8, device=CUDA),
         "source_size": torch.ones(8, 2, dtype=torch.int64, device=CUDA),
-        "image_id": torch.arange(8, device=CUDA),
+        "image_id": torch.arange(8),
     }
 
 
@@ -300,10 +305,10 @@ def test_an_evaluation_step_on_a_gpu(gpu_trial: EfficientDetTrial) -> None:
 
 
 def test_the_trials_input_on_a_gpu(gpu_trial: EfficientDetTrial) -> None:
-    """Batches that are made on the processor are pinned; a GPU decodes where nothing is said."""
-    with mock.patch.object(Tensor, "pin_memory", lambda tensor: tensor):
-        loader = gpu_trial.build_training_data_loader()
-        assert type(loader).__name__ == "PinnedBatches"
+    """Batches are on the GPU whatever decodes; the GPU decodes where nothing is said."""
+    assert not gpu_trial.context.experimental._auto_to_device
+    for config in (gpu_trial._training_input(), gpu_trial._evaluation_input()):
+        assert (config.device, config.torch_device) == ("cpu", CUDA)
     object.__setattr__(gpu_trial.hparams, "input_device", "auto")
     assert gpu_trial._input_device == CUDA
     assert (gpu_trial._training_input().device, gpu_trial._training_input().device_id) == (
@@ -334,7 +339,8 @@ def test_the_stream_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert given == {"stream": "the stream of cuda:0"}
     with FakeTensorMode():
         loader = FakeLoader(GPU, batch_size=2, num_batches=1, num_classes=3)
-        assert {tensor.device for tensor in next(iter(loader)).values()} == {CUDA}
+        on_host = {name for name, x in next(iter(loader)).items() if x.device != CUDA}
+        assert on_host == {"image_id", "box_count"}
 
 
 def test_the_graph_gets_its_gpu() -> None:

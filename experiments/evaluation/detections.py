@@ -54,7 +54,8 @@ class DetectionTable:
         """Add a batch, without the detections that score less than `MIN_SCORE`.
 
         Args:
-            image_ids: (N,) ids of the images; each may be added only once over all ranks.
+            image_ids: (N,) ids of the images, on the CPU; each may be added only once over all
+                ranks.
             detections: (N, K, 6) rows x1, y1, x2, y2, score, label (from 1), in source pixels.
 
         Raises:
@@ -69,7 +70,7 @@ class DetectionTable:
             )
         detections = detections.detach().float()
         kept = detections[..., 4] >= MIN_SCORE
-        self._image_ids.append(image_ids.to(detections.device, torch.int64))
+        self._image_ids.append(image_ids.to(torch.int64))
         self._rows.append(detections[kept])
         self._row_counts.append(kept.sum(dim=1))
 

@@ -90,13 +90,18 @@ def resolve_checkpoint(path: Path) -> Path:
 
 
 def evaluation_input(
-    config: DetectorConfig, *, device: torch.device, threads: int | None = None
+    config: DetectorConfig,
+    *,
+    device: torch.device,
+    batch_device: torch.device | None = None,
+    threads: int | None = None,
 ) -> InputConfig:
     """Return the input configuration of all evaluations: in training, evaluate.py and predict.py.
 
     Args:
         config: The detector's configuration.
         device: The device that decodes images.
+        batch_device: The detector's device; None if it is the same.
         threads: CPU threads of the input pipeline; None for the default.
     """
     return InputConfig(
@@ -107,6 +112,7 @@ def evaluation_input(
         interpolation=config.interpolation,
         device="gpu" if device.type == "cuda" else "cpu",
         device_id=device.index or 0,
+        batch_device=batch_device,
         threads=threads or input_threads(),
         channels_last=True,
     )

@@ -1,7 +1,7 @@
 """Evaluates a detector on a split: its metrics and losses."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -95,14 +95,13 @@ class SplitEvaluator:
 
     @torch.inference_mode()
     def add(self, detector: EfficientDet, batch: Batch) -> None:
-        """Evaluate one batch.
+        """Evaluate one batch, which is on the detector's device.
 
         Raises:
             RuntimeError: The detector is in training mode.
         """
         if detector.training:
             raise RuntimeError("a detector in training mode cannot be evaluated: call eval() first")
-        batch = {name: tensor.to(self._device, non_blocking=True) for name, tensor in batch.items()}
         outputs, detections = detect_batch(detector, self._postprocessor, batch)
         targets = self._criterion.assign(batch["boxes"], batch["labels"])
         losses = self._criterion.losses(outputs, targets, normalizer=self._one)
@@ -162,7 +161,7 @@ def evaluate_detector(
     detector.eval()
     with EvalLoader(
         split,
-        input_config,
+        replace(input_config, batch_device=device),
         batch_size=batch_size,
         rank=communicator.rank,
         num_ranks=communicator.size,

@@ -5,7 +5,7 @@ from experiments.input.fake import FakeLoader
 from experiments.input.global_batches import GlobalBatchSampler
 from experiments.input.input_config import InputConfig
 from experiments.input.loader import EvalLoader, Labeler, TrainLoader
-from experiments.input.stream import Batch
+from experiments.input.transfer import Batch
 
 __all__ = [
     "Batch",

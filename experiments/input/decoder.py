@@ -20,12 +20,18 @@ _BACKEND_HARDWARE = 3  # nvjpegBackend_t in nvjpeg.h
 _WAY_OUT = "Or set hardware_decoder: false"
 
 
-def input_device(hparams: HParams, device: torch.device, local_rank: int) -> torch.device:
-    """Return the device that decodes a rank's images, given the one that it trains on."""
-    chosen = hparams.input_device
-    if chosen == "cpu" or (chosen == "auto" and device.type != "cuda"):
-        return torch.device("cpu")
-    return torch.device("cuda", local_rank)
+def input_device(hparams: HParams, device: torch.device) -> torch.device:
+    """Return the device that decodes a rank's images, given the one that it trains on.
+
+    Raises:
+        DeviceError: It should be a GPU, but the rank trains on the processor.
+    """
+    if hparams.input_device == "gpu" and device.type != "cuda":
+        raise DeviceError(
+            "input_device is gpu, but this run has no GPU: torch sees none here. "
+            "Set input_device: auto"
+        )
+    return torch.device("cpu") if hparams.input_device == "cpu" else device
 
 
 def jpeg_decoder(device: torch.device, *, hardware: bool) -> str:

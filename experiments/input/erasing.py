@@ -35,6 +35,21 @@ class Erasure:
     noise_seed: int
 
 
+@dataclass(frozen=True)
+class Patch:
+    """The new content of one rectangle.
+
+    Attributes:
+        row: Index of the image in the batch.
+        rectangle: (top, left, height, width) in pixels of the input.
+        colors: (3, height, width), or (3, 1, 1) for one colour.
+    """
+
+    row: int
+    rectangle: tuple[int, int, int, int]
+    colors: Tensor
+
+
 def erasable_size(sizes: Sizes, scale: FloatArray, input_size: tuple[int, int]) -> IntArray:
     """Return the (height, width) to draw rectangles in, (N, 2), from (width, height), (N, 2)."""
     # In float32, as for the published models: it rounds up to a whole pixel where float64 would be
@@ -81,18 +96,36 @@ def draw_rectangles(
     return rectangles
 
 
-def erase(images: Tensor, erasures: list[Erasure], mode: str) -> None:
-    """Erase rectangles in normalised images, (N, 3, H, W), in place."""
+def draw_patches(erasures: list[Erasure], mode: str, *, pin: bool = False) -> list[Patch]:
+    """Draw the colours of erased rectangles.
+
+    On the CPU whatever device images are on, so that they are the same on all devices.
+
+    Args:
+        erasures: The rectangles.
+        mode: What they contain, as in InputConfig.remode.
+        pin: Whether to use page-locked memory, for images on a GPU.
+    """
+    patches = []
     for erasure in erasures:
-        image = images[erasure.row]
-        generator = torch.Generator(images.device).manual_seed(erasure.noise_seed)
-        for top, left, height, width in erasure.rectangles:
-            window = image[:, top : top + height, left : left + width]
+        generator = torch.Generator().manual_seed(erasure.noise_seed)
+        for rectangle in erasure.rectangles:
             if mode == "const":
-                window.zero_()
+                colors = torch.zeros(3, 1, 1)
             else:
-                shape = (3, height, width) if mode == "pixel" else (3, 1, 1)
-                window.copy_(torch.randn(shape, generator=generator, device=images.device))
+                shape = (3, *rectangle[2:]) if mode == "pixel" else (3, 1, 1)
+                colors = torch.randn(shape, generator=generator)
+            patches.append(Patch(erasure.row, rectangle, colors.pin_memory() if pin else colors))
+    return patches
+
+
+def erase(images: Tensor, patches: list[Patch]) -> None:
+    """Replace rectangles in normalised images, (N, 3, H, W), in place."""
+    for patch in patches:
+        top, left, height, width = patch.rectangle
+        window = images[patch.row, :, top : top + height, left : left + width]
+        # To the device first: a copy into a window would repeat a single colour on the host.
+        window.copy_(patch.colors.to(images.device, non_blocking=True))
 
 
 def _uniform(low: float, high: float, generator: np.random.Generator) -> float:

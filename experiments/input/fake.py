@@ -7,7 +7,7 @@ import torch
 from experiments.input.augmentation import MAX_BOXES, PADDING
 from experiments.input.input_config import InputConfig
 from experiments.input.loader import Labeler
-from experiments.input.stream import Batch
+from experiments.input.transfer import Batch, send
 
 _BOXES_PER_IMAGE = 7  # COCO's mean
 
@@ -59,12 +59,13 @@ class FakeLoader:
             "boxes": boxes,
             "labels": labels,
             "image_id": torch.arange(batch_size),
+            "box_count": torch.full((batch_size,), _BOXES_PER_IMAGE),
             "source_scale": torch.ones(batch_size),
             "source_size": torch.tensor([height, width]).repeat(batch_size, 1),
         }
         if labeler is not None:
             batch.update(labeler(boxes, labels))
-        self._batch = {key: tensor.to(config.torch_device) for key, tensor in batch.items()}
+        self._batch = send(batch, config.torch_device)
 
     def __len__(self) -> int:
         """Batches per pass."""

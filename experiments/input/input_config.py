@@ -31,8 +31,9 @@ class InputConfig:
         remode: What erased rectangles contain: const (0, the mean colour), rand (one random colour
             each) or pixel (noise).
         recount: Maximum number of rectangles that are erased in an image.
-        device: Device of decoding, augmentation and batches: cpu or gpu.
+        device: Device of decoding and augmentation: cpu or gpu.
         device_id: Number of the GPU; ignored on a CPU.
+        batch_device: Device of the batches; None: the one that decodes.
         hardware_decoder: Whether the GPU's JPEG engines decode a share of the images.
         threads: CPU threads of the pipeline.
         prefetch: Number of batches to prefetch.
@@ -51,6 +52,7 @@ class InputConfig:
     recount: int = 1
     device: str = "cpu"
     device_id: int = 0
+    batch_device: torch.device | None = None
     hardware_decoder: bool = False
     threads: int = field(default_factory=input_threads)
     prefetch: int = 2
@@ -87,11 +89,17 @@ class InputConfig:
         _require_one_of(self, "interpolation", (*INTERPOLATIONS, _RANDOM))
         _require_one_of(self, "remode", _ERASING_MODES)
         _require_one_of(self, "device", _DEVICES)
+        if self.device == "gpu" and self.torch_device != self._decoding_device:
+            _reject(self, "batch_device", f"{self._decoding_device}, where images are decoded")
         self.fill_rgb  # noqa: B018  (raises if the colour is invalid)
 
     @property
     def torch_device(self) -> torch.device:
         """Device of the batches."""
+        return self.batch_device or self._decoding_device
+
+    @property
+    def _decoding_device(self) -> torch.device:
         return torch.device("cuda", self.device_id) if self.device == "gpu" else torch.device("cpu")
 
     @property

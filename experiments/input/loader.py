@@ -3,14 +3,15 @@
 - image: (N, 3, H, W) float32, normalised
 - boxes: (N, 100, 4) float32, y1 x1 y2 x2 in pixels of the input, padded with -1
 - labels: (N, 100) int64, from 1, padded with -1
-- image_id: (N,) int64, from the data set
+- box_count: (N,) int64, number of boxes, on the CPU
+- image_id: (N,) int64, from the data set, on the CPU
 - source_scale: (N,) float32, source pixels per input pixel, the inverse of `Geometry.scale`
 - source_size: (N, 2) int64, height and width of the source image in pixels
 - the labeler's tensors, if there is a labeler
 
-All tensors of a batch are on the configuration's device and own their memory: they stay valid after
-the next batch is loaded and after the loader is closed. On a GPU they belong to the stream that was
-current when the batch was loaded.
+Those that are not on the CPU are on the configuration's device. All own their memory: they stay
+valid after the next batch is loaded and after the loader is closed. On a GPU they belong to the
+stream that was current when the batch was loaded, and loading one does not wait for the GPU.
 """
 
 import math
@@ -30,10 +31,11 @@ from experiments.input.augmentation import (
     random_geometry,
     transform_boxes,
 )
-from experiments.input.erasing import Erasure, draw_erasures, erasable_size
+from experiments.input.erasing import Patch, draw_erasures, draw_patches, erasable_size
 from experiments.input.global_batches import GlobalBatchSampler, shard
 from experiments.input.input_config import InputConfig
-from experiments.input.stream import Batch, BatchPlan, DaliStream
+from experiments.input.stream import BatchPlan, DaliStream
+from experiments.input.transfer import Batch
 
 # Boxes (N, 100, 4) and labels (N, 100) -> additional tensors of the batch, by name.
 Labeler = Callable[[Tensor, Tensor], dict[str, Tensor]]
@@ -116,12 +118,13 @@ class TrainLoader(Iterator[Batch]):
         sizes, image_ids = split.sizes[indices], split.image_ids[indices]
         geometry = random_geometry(config, sizes, image_ids, epochs)
         erasable = erasable_size(sizes, geometry.scale, config.image_size)
+        erasures = draw_erasures(config, erasable, image_ids, epochs)
         return _make_plan(
             split,
             indices,
             geometry,
             epochs=epochs.tolist(),
-            erasures=draw_erasures(config, erasable, image_ids, epochs),
+            patches=draw_patches(erasures, config.remode, pin=config.device == "gpu"),
             labeler=self._labeler,
         )
 
@@ -202,7 +205,7 @@ def _make_plan(
     *,
     epochs: list[int] | None,
     labeler: Labeler | None,
-    erasures: list[Erasure] | None = None,
+    patches: list[Patch] | None = None,
 ) -> BatchPlan:
     """Plan a batch: everything but its pixels."""
     first = split.box_offsets[indices]
@@ -213,6 +216,7 @@ def _make_plan(
     tensors = {
         "boxes": torch.from_numpy(boxes),
         "labels": torch.from_numpy(labels),
+        "box_count": torch.from_numpy((labels > 0).sum(axis=1)),
         "image_id": torch.from_numpy(split.image_ids[indices]),
         "source_scale": torch.from_numpy((1.0 / geometry.scale).astype(np.float32)),
         "source_size": torch.from_numpy(np.ascontiguousarray(geometry.source_size)),
@@ -224,6 +228,6 @@ def _make_plan(
         sizes=split.sizes[indices],
         epochs=epochs,
         geometry=geometry,
-        erasures=erasures or [],
+        patches=patches or [],
         tensors=tensors,
     )

@@ -1,9 +1,9 @@
 """Prefetches batches in order: a thread plans them, and DALI produces the images."""
 
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +11,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from nvidia.dali import Pipeline
-from torch import Tensor
 
 from cocodata.format.images import size_mismatch
 from experiments.input.augmentation import Geometry
-from experiments.input.erasing import Erasure, erase
+from experiments.input.erasing import Patch, erase
 from experiments.input.failures import SampleError, dali_problem, file_problem
 from experiments.input.input_config import InputConfig
 from experiments.input.pipeline import JPEG_END, PipelineInputs, image_pipeline, pipeline_inputs
-
-Batch = dict[str, Tensor]
+from experiments.input.transfer import Batch, input_thread, one_ahead, send, stage
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class BatchPlan:
         sizes: (N, 2), widths and heights according to the annotations.
         epochs: Epochs of the samples; None in evaluation.
         geometry: Geometry of the N images.
-        erasures: Rectangles to erase.
+        patches: What random erasing replaces.
         tensors: The batch's other tensors, on the CPU.
     """
 
@@ -40,7 +38,7 @@ class BatchPlan:
     sizes: npt.NDArray[np.integer[Any]]
     epochs: list[int] | None
     geometry: Geometry
-    erasures: list[Erasure]
+    patches: list[Patch]
     tensors: Batch
 
     def sample_error(self, row: int, reason: str, *, others: int = 0) -> SampleError:
@@ -86,6 +84,7 @@ class DaliStream:
         self._executor: ThreadPoolExecutor | None = None
         self._pipeline: Pipeline | None = None
         self._pass: Generator[Batch, None, None] | None = None
+        self._staging: Generator[Batch, None, None] | None = None
         self._device = config.torch_device
         self._scheduled = False
         self.closed = False
@@ -110,6 +109,7 @@ class DaliStream:
     def close(self) -> None:
         """Stop the threads and free the memory; loaded batches stay valid."""
         self.closed = True
+        self._stop_staging()
         self._planned.clear()
         self._in_flight.clear()
         if self._executor is not None:
@@ -121,16 +121,32 @@ class DaliStream:
             return
         try:
             self._start_pass(first, end)
-            while (batch := self._next_batch()) is not None:
-                self._schedule()
-                yield batch
+            for batch in self._staged_batches():
+                yield send(batch, self._device)
         except Exception:
             self.close()
             raise
         self._rewind()
 
+    def _staged_batches(self) -> Iterator[Batch]:
+        if self._config.device == "gpu" or self._device.type == "cpu":
+            return self._decoded_batches()
+        self._staging = one_ahead(self._decoded_batches(), self._device)
+        return self._staging
+
+    def _decoded_batches(self) -> Iterator[Batch]:
+        while (batch := self._next_batch()) is not None:
+            self._schedule()
+            yield batch
+
+    def _stop_staging(self) -> None:
+        if self._staging is not None:
+            self._staging.close()
+            self._staging = None
+
     def _rewind(self) -> None:
         """Run the pipeline to the end of its input, so that it can be reset."""
+        self._stop_staging()
         if self._pipeline is not None and self._scheduled:
             self._planned.clear()
             self._schedule()
@@ -142,7 +158,7 @@ class DaliStream:
 
     def _start_pass(self, first: int, end: int | None) -> None:
         if self._pipeline is None:
-            self._executor = ThreadPoolExecutor(1, "input")
+            self._executor = input_thread("input", self._device)
             self._pipeline = image_pipeline(
                 self._config, self._feed, max_batch_size=self._max_batch_size
             )
@@ -169,6 +185,8 @@ class DaliStream:
 
     def _plan_with_inputs(self, k: int) -> tuple[BatchPlan, PipelineInputs]:
         plan = self._plan_batch(k)
+        if self._config.device == "gpu":  # otherwise they are staged with the images
+            plan = replace(plan, tensors=stage(plan.tensors, self._device))
         return plan, pipeline_inputs(plan.paths, plan.geometry)
 
     def _feed(self) -> PipelineInputs:
@@ -192,13 +210,13 @@ class DaliStream:
         image = torch.from_dlpack(images.as_tensor())
         if self._config.channels_last:
             image = image.permute(0, 3, 1, 2)
-        erase(image, plan.erasures, self._config.remode)
-        rest = {key: tensor.to(self._device) for key, tensor in plan.tensors.items()}
-        return {"image": image, **rest}
+        erase(image, plan.patches)
+        return {"image": image, **plan.tensors}
 
     def _outputs(self) -> Any:
         # On a GPU, memory must not be reused before the consumer's queued work is done.
-        stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
+        on_gpu = self._config.device == "gpu"
+        stream = torch.cuda.current_stream(self._device) if on_gpu else None
         try:
             return self._live_pipeline().outputs(cuda_stream=stream)
         except StopIteration:

@@ -218,8 +218,6 @@ class Input(_Group):
     """Decode a share of training images with the GPU's JPEG engines, whose pixels may vary."""
     input_threads: PositiveWhole | None = None
     """CPU threads of a rank's input; null: its share of the cores, at most 8."""
-    pin_mem: bool = False
-    """Copy batches from the CPU's input to the GPU through pinned memory."""
     bench_labeler: bool = True
     """Assign anchors next to the model; false: in the loader."""
     fake_data: bool = False
@@ -297,6 +295,7 @@ _FORMER_NAMES = {
     "native_amp": "amp",
     "workers": "input_threads",
     "no_prefetcher": "input_device",
+    "pin_mem": "nothing: batches always reach a GPU through page-locked memory",
     "hflip": "nothing: half of the training images are mirrored",
     "start_epoch": "nothing: a run resumes by itself",
     "drop_path": "drop_path_rate",

@@ -30,7 +30,7 @@ from reporting.tables import metrics_table
 _STARTED = "run.json"
 _FINISHED = "summary.json"
 # Settings that may differ between the parts of one run, since no batch or weight depends on them.
-_FREE = {"input_threads", "pin_mem", "eval_batch_size"}
+_FREE = {"input_threads", "eval_batch_size"}
 # Settings that are compared as each checkpoint's numerics, which say what they came to.
 _NUMERICS = {
     *("amp_dtype", "compile", "deterministic", "input_device", "hardware_decoder"),

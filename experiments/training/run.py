@@ -163,7 +163,7 @@ def resolve_numerics(
     Raises:
         DeviceError: This rank's GPU lacks the decoder that the run asks for.
     """
-    decodes = input_device(hparams, device, ranks.local_rank)
+    decodes = input_device(hparams, device)
     return Numerics(
         device=device.type,
         precision=resolve_precision(hparams, device, ranks, before.get("precision")),

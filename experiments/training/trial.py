@@ -20,7 +20,7 @@ from experiments.runtime.communication import Communicator, HorovodCommunicator
 from experiments.settings.hparams import HParams
 from experiments.training.callbacks import RunRecorder, TrainerState
 from experiments.training.detector import build_from_hparams, detector_overrides
-from experiments.training.determined_loaders import PinnedBatches, RankShard
+from experiments.training.determined_loaders import RankShard
 from experiments.training.metrics import EvaluationReducer, TrainingReducer
 from experiments.training.optimization import Schedule, build_optimizer, gradient_clipper
 from experiments.training.run import Run
@@ -58,6 +58,8 @@ class EfficientDetTrial(pytorch.PyTorchTrial):
         self.device: torch.device = context.device
         self.communicator = run.communicator
         context.experimental.disable_dataset_reproducibility_checks()
+        # The loaders' batches are on the device; Determined's copies would wait for it.
+        context.experimental.disable_auto_to_device()
 
         num_classes = run.train.categories.num_classes
         detector = build_from_hparams(self.hparams, num_classes)
@@ -156,11 +158,14 @@ class EfficientDetTrial(pytorch.PyTorchTrial):
 
     @property
     def _input_device(self) -> torch.device:
-        return input_device(self.hparams, self.device, self.communicator.local_rank)
+        return input_device(self.hparams, self.device)
 
     def _evaluation_input(self) -> InputConfig:
         return evaluation_input(
-            self.detector.config, device=self._input_device, threads=self.hparams.input_threads
+            self.detector.config,
+            device=self._input_device,
+            batch_device=self.device,
+            threads=self.hparams.input_threads,
         )
 
     def _training_input(self) -> InputConfig:
@@ -176,7 +181,8 @@ class EfficientDetTrial(pytorch.PyTorchTrial):
             remode=hparams.remode,
             recount=hparams.recount,
             device="gpu" if self._input_device.type == "cuda" else "cpu",
-            device_id=self.communicator.local_rank,
+            device_id=self._input_device.index or 0,
+            batch_device=self.device,
             hardware_decoder=hparams.hardware_decoder,
             seed=hparams.seed,
             channels_last=hparams.channels_last,
@@ -208,8 +214,7 @@ class EfficientDetTrial(pytorch.PyTorchTrial):
                 start_batch=self.run.first_batch,
                 labeler=labeler,
             )
-        pin = hparams.pin_mem and config.device == "cpu" and self.device.type == "cuda"
-        return PinnedBatches(loader) if pin else loader
+        return loader
 
     def _labeler(self) -> Labeler:
         """Assigns targets in the loader, on the CPU whatever device the model is on."""

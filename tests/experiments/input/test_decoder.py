@@ -84,10 +84,13 @@ def test_the_setting_needs_a_gpu_that_decodes() -> None:
 
 
 def test_the_device_that_decodes() -> None:
-    on_gpu = torch.device("cuda")
-    assert input_device(parse_hparams({}), on_gpu, 3) == torch.device("cuda", 3)
-    assert input_device(parse_hparams({}), CPU, 3) == CPU
-    assert input_device(parse_hparams({"input_device": "cpu"}), on_gpu, 3) == CPU
+    for chosen in ("auto", "gpu"):
+        assert input_device(parse_hparams({"input_device": chosen}), GPU) == GPU
+    assert input_device(parse_hparams({"input_device": "cpu"}), GPU) == CPU
+    for chosen in ("auto", "cpu"):
+        assert input_device(parse_hparams({"input_device": chosen}), CPU) == CPU
+    with pytest.raises(DeviceError, match=r"input_device is gpu.* Set input_device: auto"):
+        input_device(parse_hparams({"input_device": "gpu"}), CPU)
 
 
 @pytest.mark.parametrize("hardware", [False, True])

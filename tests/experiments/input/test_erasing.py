@@ -8,6 +8,7 @@ import torch
 from experiments.input.erasing import (
     Erasure,
     draw_erasures,
+    draw_patches,
     draw_rectangles,
     erasable_size,
     erase,
@@ -44,7 +45,7 @@ def test_rectangles_equal_effdets(recount, monkeypatch):
         rectangles = draw_rectangles(config, height, width, Draws(draws))
         erased += len(rectangles)
         ours = torch.ones(1, 3, 128, 160)
-        erase(ours, [Erasure(0, rectangles, 0)], "const")
+        erase(ours, draw_patches([Erasure(0, rectangles, 0)], "const"))
 
         monkeypatch.setattr(peer, "random", Draws(draws))
         theirs = torch.ones(1, 3, 128, 160)
@@ -72,7 +73,7 @@ def test_the_erasable_size_is_rounded_like_effdets():
 def test_contents_of_an_erased_rectangle(mode):
     images = torch.full((2, 3, 64, 64), 5.0)
     rectangles = [(4, 8, 30, 40), (50, 0, 10, 20)]
-    erase(images, [Erasure(1, rectangles, 77)], mode)
+    erase(images, draw_patches([Erasure(1, rectangles, 77)], mode))
     assert (images[0] == 5).all()
     outside = torch.ones(64, 64, dtype=torch.bool)
     for top, left, height, width in rectangles:
@@ -93,7 +94,7 @@ def test_contents_of_an_erased_rectangle(mode):
 def test_noise_depends_only_on_its_seed(memory_format):
     def noise(row, seed):
         images = torch.zeros(3, 3, 32, 32).contiguous(memory_format=memory_format)
-        erase(images, [Erasure(row, [(0, 0, 32, 32)], seed)], "pixel")
+        erase(images, draw_patches([Erasure(row, [(0, 0, 32, 32)], seed)], "pixel"))
         return images[row]
 
     assert torch.equal(noise(0, 5), noise(2, 5))

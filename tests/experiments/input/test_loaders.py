@@ -73,6 +73,7 @@ def test_contents_of_a_batch(jpeg_split, global_batches):
         "image": (torch.float32, (8, 3, 64, 96)),
         "boxes": (torch.float32, (8, 100, 4)),
         "labels": (torch.int64, (8, 100)),
+        "box_count": (torch.int64, (8,)),
         "image_id": (torch.int64, (8,)),
         "source_scale": (torch.float32, (8,)),
         "source_size": (torch.int64, (8, 2)),
@@ -81,6 +82,7 @@ def test_contents_of_a_batch(jpeg_split, global_batches):
     for row, image_id in enumerate(batch["image_id"].tolist()):
         width, height = jpeg_split.sizes[index_of[image_id]].tolist()
         assert batch["source_size"][row].tolist() == [height, width]
+    assert torch.equal(batch["box_count"], (batch["labels"] > 0).sum(1))
 
 
 def test_random_erasing_changes_only_images(jpeg_split, global_batches):

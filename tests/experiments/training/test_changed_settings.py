@@ -69,7 +69,7 @@ def test_weights_are_not_computed_in_another_way_unasked(
 
 
 def test_what_changes_no_weight_may_change(begun: Path) -> None:
-    run = local_run(begun, input_threads=3, pin_mem=True, eval_batch_size=5)
+    run = local_run(begun, input_threads=3, eval_batch_size=5)
     assert run._find_start().batches == 6
     with pytest.raises(RunError, match=r"lr: 0\.03 -> 0\.5"):
         local_run(begun, lr=0.5)._find_start()
