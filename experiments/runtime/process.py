@@ -2,6 +2,7 @@
 
 import os
 
+import psutil
 import torch
 
 from experiments.runtime.cores import cores_per_rank
@@ -20,15 +21,38 @@ def prepare_process(hparams: HParams) -> None:
         HParamError: Horovod would not be deterministic.
     """
     torch.manual_seed(hparams.seed)
-    # If every rank uses all cores, they slow each other down tenfold. torchrun gives each rank one
-    # thread; horovodrun does not limit them.
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(min(torch.get_num_threads(), cores_per_rank()))
+    _limit_threads()
     allow_tf32()
     torch.backends.cudnn.benchmark = not hparams.deterministic  # input shapes are constant
     if hparams.deterministic:
         _require_ordered_sums()
         _use_deterministic_kernels()
+
+
+def _limit_threads() -> None:
+    """Give torch this rank's share of the cores, unless the user has set OMP_NUM_THREADS.
+
+    If every rank uses all cores, they slow each other down tenfold. horovodrun does not limit them,
+    and torchrun gives each rank a single thread.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(min(torch.get_num_threads(), cores_per_rank()))
+    elif _set_by_torchrun("OMP_NUM_THREADS"):
+        torch.set_num_threads(cores_per_rank())
+
+
+def _set_by_torchrun(variable: str) -> bool:
+    """Return whether torchrun has set a variable of its ranks that it did not have at its start."""
+    of_ranks = "TORCHELASTIC_RUN_ID"
+    if of_ranks not in os.environ:
+        return False
+    try:
+        for ancestor in psutil.Process().parents():
+            if of_ranks not in (at_start := ancestor.environ()):  # torchrun itself
+                return variable not in at_start
+    except psutil.Error:
+        pass  # of another user, or it has ended
+    return False
 
 
 def _use_deterministic_kernels() -> None:

@@ -1,13 +1,16 @@
-"""What deterministic: true sets, and what it refuses."""
+"""What a training process sets: threads and, with deterministic: true, the choice of kernels."""
 
 import os
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
 from experiments.runtime.process import prepare_process
 from experiments.settings.hparams import HParamError, parse_hparams
+from tests.experiments.launched import ROOT, command
 
 
 @pytest.fixture(autouse=True)
@@ -56,3 +59,24 @@ def test_sums_whose_order_depends_on_timing_are_refused(monkeypatch: pytest.Monk
     prepare_process(parse_hparams({}))
     monkeypatch.setenv("HOROVOD_FUSION_THRESHOLD", "0")
     prepare_process(hparams)
+
+
+@pytest.mark.parametrize(("chosen", "threads"), [(None, 4), ("1", 1), ("2", 2)])
+def test_ranks_of_torchrun_share_the_cores_unless_threads_are_chosen(
+    chosen: str | None, threads: int, tmp_path: Path
+) -> None:
+    """torchrun's own default is one thread, also where there are more cores than ranks."""
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'data-prep'}"}
+    environment.pop("OMP_NUM_THREADS")
+    if chosen is not None:
+        environment["OMP_NUM_THREADS"] = chosen
+    script = Path(__file__).with_name("threads_of_rank.py")
+    subprocess.run(
+        [*command("torchrun", 2), str(script), str(tmp_path)],
+        check=True,
+        env=environment,
+        cwd=ROOT,
+        timeout=240,
+    )
+    counts = [(tmp_path / rank).read_text() for rank in ("0", "1")]
+    assert counts == [f"{threads} {threads}"] * 2
