@@ -16,11 +16,38 @@ from model.network.batchnorm_kernels import Affine, kernels_for
 AllReduceSum = Callable[[Tensor], Tensor]
 
 
+_CONNECTIONS: list[AllReduceSum] = []
+
+
+@torch.library.custom_op("efficientdet::all_reduce_sum", mutates_args=())
+def _compiled_sum(tensor: Tensor, connection: int) -> Tensor:
+    """Add up over ranks as one operation, which the compiler calls and does not look into.
+
+    It cannot trace Horovod, and would split the network at each batch norm. All ranks compile the
+    same graph, and so call this in the same order.
+    """
+    return _CONNECTIONS[connection](tensor)
+
+
+@_compiled_sum.register_fake
+def _(tensor: Tensor, connection: int) -> Tensor:  # noqa: ARG001
+    return torch.empty_like(tensor)
+
+
 class _Connection:
     """The sum over ranks, shared by copies of the model, such as averaged weights."""
 
     def __init__(self, all_reduce_sum: AllReduceSum) -> None:
-        self.all_reduce_sum = all_reduce_sum
+        self._all_reduce_sum = all_reduce_sum
+        self._number = len(_CONNECTIONS)
+        _CONNECTIONS.append(all_reduce_sum)
+
+    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
+        """Return the sum over all ranks as a new tensor."""
+        if torch.compiler.is_compiling():
+            total: Tensor = _compiled_sum(tensor, self._number)
+            return total
+        return self._all_reduce_sum(tensor)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Connection":
         return self
