@@ -21,7 +21,7 @@ import torch  # noqa: E402
 import typer  # noqa: E402
 
 from cocodata import DatasetError  # noqa: E402
-from experiments.checkpoints.contents import CheckpointError  # noqa: E402
+from experiments.checkpoints.contents import CheckpointError, StorageError  # noqa: E402
 from experiments.input import SampleError  # noqa: E402
 from experiments.runtime.determined_internals import compute_on  # noqa: E402
 from experiments.runtime.devices import idle_gpus, require_usable_gpus, usable_gpu_count  # noqa: E402
@@ -42,7 +42,7 @@ from reporting.progress import print_error  # noqa: E402
 
 USER_ERRORS = (
     *(CheckpointError, ConfigError, DatasetError, DeviceError, DivergedError, FileNotFoundError),
-    *(HParamError, RunError, SampleError),
+    *(HParamError, RunError, SampleError, StorageError),
 )
 
 

@@ -18,6 +18,14 @@ class CheckpointError(RuntimeError):
     """A checkpoint cannot be used; the message names the file and says what to do."""
 
 
+class CheckpointMissingError(CheckpointError):
+    """The storage answers, and has no such checkpoint."""
+
+
+class StorageError(RuntimeError):
+    """The storage of checkpoints cannot be read, so that nothing is known of a checkpoint in it."""
+
+
 def write_digests(folder: Path) -> None:
     """Write the SHA-256 of every file in a checkpoint to its sha256.json."""
     digests = {

@@ -73,8 +73,12 @@ def set_steps_completed(
 def checkpoint_files(
     context: "pytorch.PyTorchTrialContext", uuid: str
 ) -> AbstractContextManager[Path]:
-    """Download a checkpoint if necessary; return a context manager for its local folder."""
-    folder: AbstractContextManager[Path] = context._core.checkpoint.restore_path(uuid)
+    """Download a checkpoint for this rank if necessary; return a context manager for its folder."""
+    from determined import core
+
+    folder: AbstractContextManager[Path] = context._core.checkpoint.restore_path(
+        uuid, core.DownloadMode.NoSharedDownload
+    )
     return folder
 
 

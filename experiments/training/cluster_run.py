@@ -17,12 +17,18 @@ from determined import pytorch
 from determined.common import api
 from determined.common.api import bindings
 
-from experiments.checkpoints.contents import CheckpointError, verify_digests
+from cocodata.text import count
+from experiments.checkpoints.contents import (
+    CheckpointError,
+    CheckpointMissingError,
+    StorageError,
+    verify_digests,
+)
 from experiments.checkpoints.numerics import read_numerics
+from experiments.checkpoints.stored import open_checkpoint
 from experiments.evaluation.loop import Evaluation
 from experiments.runtime import provenance
 from experiments.runtime.determined_internals import (
-    checkpoint_files,
     experiment_config,
     set_steps_completed,
     set_trial_metadata,
@@ -78,7 +84,9 @@ class ClusterRun:
         A trial that starts from the checkpoint of another one has no earlier ones to fall back to.
 
         Raises:
-            CheckpointError: the checkpoint of another trial is damaged.
+            CheckpointError: the checkpoint of another trial is damaged, or none of this trial's is
+                in the storage.
+            StorageError: the storage cannot be read.
         """
         start = self._newest_valid(context)
         set_steps_completed(self._info, context, start.batches)
@@ -88,19 +96,28 @@ class ClusterRun:
         if self._info.latest_checkpoint is None:
             return StartingPoint()
         newest = StartingPoint(self._info.latest_checkpoint, steps_completed(self._info))
-        numerics, damage = _open(context, newest)
-        if damage is None:
+        numerics, fault = _open(context, newest)
+        if fault is None:
             # A trial that starts from the checkpoint of another one takes its weights only.
             return replace(newest, numerics=numerics) if newest.batches else newest
         if newest.batches == 0:
-            raise CheckpointError(damage)
-        _print(context, f"the checkpoint of batch {newest.batches} cannot be used: {damage}")
+            raise fault
+        _print(context, f"the checkpoint of batch {newest.batches} cannot be used: {fault}")
+        faults = [fault]
         for earlier in self._earlier_checkpoints(context, newest):
-            numerics, damage = _open(context, earlier)
-            if damage is None:
+            numerics, fault = _open(context, earlier)
+            if fault is None:
                 _print(context, f"going back to the valid checkpoint of batch {earlier.batches}")
                 return replace(earlier, numerics=numerics)
-            _print(context, f"the checkpoint of batch {earlier.batches} cannot be used: {damage}")
+            _print(context, f"the checkpoint of batch {earlier.batches} cannot be used: {fault}")
+            faults.append(fault)
+        if all(isinstance(each, CheckpointMissingError) for each in faults):
+            # Most likely another storage is in its place: days of training would be repeated.
+            raise CheckpointError(
+                f"none of the trial's {count(len(faults), 'checkpoint')} is in the checkpoint "
+                "storage. Make sure that the right one is mounted or configured on this host; to "
+                "train from the beginning, submit the experiment again"
+            )
         _print(context, "no valid checkpoint is left: starting at batch 0 again")
         return StartingPoint()
 
@@ -185,20 +202,30 @@ def search_has_stopped(context: pytorch.PyTorchTrialContext, trial_id: int) -> b
 
 def _open(
     context: pytorch.PyTorchTrialContext, point: StartingPoint
-) -> tuple[dict[str, Any], str | None]:
-    """Return a checkpoint's numerics, and what is wrong with it as the chief sees it, or None."""
+) -> tuple[dict[str, Any], CheckpointError | None]:
+    """Return a checkpoint's numerics as the chief reads them, and why it cannot be used, or None.
+
+    Raises:
+        StorageError: the storage cannot be read; on every rank.
+    """
     assert point.checkpoint is not None
     numerics: dict[str, Any] = {}
-    damage: str | None = None
+    fault: CheckpointError | StorageError | None = None
     try:
-        with checkpoint_files(context, point.checkpoint) as folder:
+        with open_checkpoint(context, point.checkpoint) as folder:
             if context.distributed.get_rank() == 0:
                 verify_digests(folder)
                 numerics = read_numerics(folder)
-    except (CheckpointError, OSError) as error:
-        damage = str(error)
-    found = context.distributed.allgather((numerics, damage))
-    return found[0][0], next((each for _, each in found if each is not None), None)
+    except (CheckpointError, StorageError) as error:
+        fault = error
+    except OSError as error:
+        fault = CheckpointError(str(error))
+    found = context.distributed.allgather((numerics, fault))
+    faults = [each for _, each in found if each is not None]
+    for each in faults:
+        if isinstance(each, StorageError):
+            raise each
+    return found[0][0], faults[0] if faults else None
 
 
 def _print(context: pytorch.PyTorchTrialContext, text: str) -> None:

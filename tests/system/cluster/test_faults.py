@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -135,27 +136,33 @@ def test_the_cluster_is_stopped_and_started(cluster: RealCluster, undisturbed: A
     assert_undisturbed(cluster, trial, undisturbed)
 
 
-def truncate(file: Path) -> None:
+def truncate(checkpoint: Path) -> None:
+    file = checkpoint / "state_dict.pth"
     file.write_bytes(file.read_bytes()[:-1])
 
 
-def flip_a_byte(file: Path) -> None:
+def flip_a_byte(checkpoint: Path) -> None:
+    file = checkpoint / "state_dict.pth"
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
 
 
-@pytest.mark.parametrize("damage", [truncate, flip_a_byte])
+def remove(checkpoint: Path) -> None:
+    shutil.rmtree(checkpoint)
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_a_byte, remove])
 def test_a_damaged_checkpoint(damage: Any, cluster: RealCluster, undisturbed: Any) -> None:
     """The trial logs it, and resumes from the newest valid one."""
     experiment, trial = start(cluster)
     pause(cluster, experiment)
     cluster.wait_for_no_tasks()
     (valid, _), (_, newest) = cluster.checkpoints(trial)[-2:]
-    damage(newest / "state_dict.pth")
+    damage(newest)
     resume(cluster, experiment, trial, f"checkpoint damaged ({damage.__name__})")
     logs = cluster.trial_logs(trial)
-    assert "is damaged" in logs
+    assert ("Did not find checkpoint" if damage is remove else "is damaged") in logs
     assert f"going back to the valid checkpoint of batch {valid}" in logs
     assert_undisturbed(cluster, trial, undisturbed)
 
