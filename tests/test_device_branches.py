@@ -36,6 +36,8 @@ ROOT = Path(__file__).parent.parent
 CUDA = torch.device("cuda", 0)
 
 TRIAL = "experiments/training/trial.py: EfficientDetTrial"
+SAMPLE_ERRORS = "tests/experiments/input/test_sample_errors.py"
+GRAPH = "tests/experiments/input/test_gpu_graph.py"
 TRANSFER = "tests/experiments/input/test_transfer.py"
 COLLECTIVES = "tests/experiments/runtime/test_gpu_collectives.py"
 # File and function -> the test that runs what a GPU would run there.
@@ -84,7 +86,10 @@ TABLE = {
     "experiments/input/stream.py: DaliStream.__init__": "test_the_stream_on_a_gpu",
     "experiments/input/stream.py: DaliStream._outputs": "test_the_stream_on_a_gpu",
     "experiments/input/pipeline.py: image_pipeline": "test_the_graph_gets_its_gpu",
-    "experiments/input/pipeline.py: _graph": "tests/experiments/input/test_gpu_graph.py",
+    "experiments/input/decoder.py: decoder_arguments": GRAPH,
+    "experiments/input/stream.py: DaliStream._find_bad_file": SAMPLE_ERRORS,
+    "experiments/input/failures.py: dali_problem": SAMPLE_ERRORS,
+    "experiments/input/stream.py: DaliStream._release_memory": TRANSFER,
 }
 _WORDS = {"cuda", "gpu", "nccl", "mixed"}
 
@@ -355,11 +360,19 @@ def test_the_graph_gets_its_gpu() -> None:
 
 
 def test_devices_of_the_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    current = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: [])
     assert devices.best_device() == torch.device("cuda")
     assert inference._device("cuda:1") == torch.device("cuda", 1)
+    assert inference._device("cuda") == CUDA
+    assert current == [torch.device("cuda", 1), CUDA]  # DALI, NCCL and cuDNN ask for it
+    with pytest.raises(ValueError, match=r"no cuda:2: torch sees 2 GPU\(s\), numbered from 0"):
+        inference._device("cuda:2")
     with monkeypatch.context() as old:
-        old.setattr(torch.cuda, "device_count", lambda: 2)
+        old.setattr(torch.cuda, "get_arch_list", lambda: ["sm_80"])
         old.setattr(torch.cuda, "get_device_name", lambda index: f"model {index}")
         old.setattr(torch.cuda, "get_device_capability", lambda index: (8 - index, 0))
         assert devices.best_device().type == inference._device("cuda:0").type == "cuda"

@@ -63,10 +63,18 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise ValueError(f"unknown device {name!r}: choose one of {', '.join(DEVICES)}") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
+    if device.type != "cuda":
+        return device
+    if not torch.cuda.is_available():
         raise ValueError("there is no usable GPU: use --device cpu")
-    if device.type == "cuda":
-        require_capability(device.index or 0)
+    device = torch.device("cuda", device.index or 0)
+    if device.index >= torch.cuda.device_count():
+        raise ValueError(
+            f"there is no {device}: torch sees {torch.cuda.device_count()} GPU(s), numbered from 0"
+        )
+    require_capability(device.index)
+    # Libraries ask for the current GPU, and would use the first one next to this one.
+    torch.cuda.set_device(device)
     return device
 
 

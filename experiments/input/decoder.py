@@ -5,14 +5,24 @@ import ctypes
 import importlib.util
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from experiments.input.input_config import InputConfig
 from experiments.runtime.gpus import DeviceError
 from experiments.settings.hparams import HParams
 
 # The share of images that go to the engines; DALI's default.
 HARDWARE_SHARE = 0.65
+# COCO's largest images, and what nvJPEG needs for one of them: three coefficients of two bytes for
+# each pixel in page-locked memory and on the device, and there three planes of one byte as well.
+# Its buffers are multiples of these sizes, which saves their growth: each thread of the decoder
+# allocates one on the device and two in page-locked memory. DALI's defaults are 16 and 8 MiB.
+# Larger images are decoded too, after some allocations.
+LARGEST_SIDE = 640
+PINNED_BUFFER = 3 * 2**20
+DEVICE_BUFFER = 4 * 2**20
 # What libnvjpeg opens for the engines; in a container, part of the driver's capability `video`.
 _VIDEO_LIBRARY = "libnvcuvid.so.1"
 _NVJPEG = "libnvjpeg.so.13"
@@ -32,6 +42,21 @@ def input_device(hparams: HParams, device: torch.device) -> torch.device:
             "Set input_device: auto"
         )
     return torch.device("cpu") if hparams.input_device == "cpu" else device
+
+
+def decoder_arguments(config: InputConfig) -> dict[str, Any]:
+    """Return the arguments of DALI's decoder that depend on the device."""
+    if config.device == "cpu":
+        return {"device": "cpu"}
+    side = LARGEST_SIDE if config.hardware_decoder else 0
+    return {
+        "device": "mixed",
+        "hw_decoder_load": HARDWARE_SHARE if config.hardware_decoder else 0.0,
+        "preallocate_width_hint": side,
+        "preallocate_height_hint": side,
+        "host_memory_padding": PINNED_BUFFER,
+        "device_memory_padding": DEVICE_BUFFER,
+    }
 
 
 def jpeg_decoder(device: torch.device, *, hardware: bool) -> str:

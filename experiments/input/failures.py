@@ -7,6 +7,8 @@ import numpy as np
 from nvidia.dali import fn, pipeline_def, types
 
 from cocodata.format.images import ImageError, check_decoding
+from experiments.input.decoder import decoder_arguments
+from experiments.input.input_config import InputConfig
 
 _DALI_PROBLEM = "DALI cannot decode it"
 _log = logging.getLogger(__name__)
@@ -42,17 +44,24 @@ def file_problem(path: Path, width: int, height: int) -> str | None:
     return None
 
 
-def dali_problem(path: Path) -> str | None:
+def dali_problem(path: Path, config: InputConfig) -> str | None:
     """Return why DALI cannot decode a file that Pillow can read; None if it can."""
+    device_id = config.device_id if config.device == "gpu" else None
 
-    @pipeline_def(batch_size=1, num_threads=1, device_id=None, prefetch_queue_depth=1)
+    @pipeline_def(batch_size=1, num_threads=1, device_id=device_id, prefetch_queue_depth=1)
     def decode() -> object:
         encoded = fn.io.file.read(fn.external_source(name="path", dtype=types.UINT8, ndim=1))
-        return fn.decoders.image(encoded, output_type=types.RGB, adjust_orientation=False)
+        return fn.decoders.image(
+            encoded,
+            output_type=types.RGB,
+            adjust_orientation=False,
+            jpeg_fancy_upsampling=True,
+            **decoder_arguments(config),
+        )
 
     try:
         decode().run(path=[np.frombuffer(str(path).encode(), np.uint8)])
-    except RuntimeError as error:
+    except Exception as error:  # DALI raises whatever fits
         _log.debug("DALI on %s: %s", path, error)
         return _DALI_PROBLEM
     return None

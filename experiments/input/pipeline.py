@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from nvidia.dali import Pipeline, fn, pipeline_def, types
+from nvidia.dali import Pipeline, backend, fn, pipeline_def, types
 
 from experiments.input.augmentation import Geometry
-from experiments.input.decoder import HARDWARE_SHARE
+from experiments.input.decoder import decoder_arguments
 from experiments.input.input_config import INTERPOLATIONS, InputConfig
 
 JPEG_END = (0xFF, 0xD9)
@@ -66,6 +66,11 @@ def image_pipeline(
     return graph
 
 
+def release_memory() -> None:
+    """Free what DALI's pools hold for later pipelines, on GPUs and page-locked."""
+    backend.ReleaseUnusedMemory()  # type: ignore[attr-defined]  # DALI's stubs leave it out
+
+
 @pipeline_def(enable_conditionals=False)
 def _graph(config: InputConfig, source: Callable[[], PipelineInputs]) -> Any:
     paths, start, end, size, interpolation = fn.external_source(
@@ -83,11 +88,10 @@ def _graph(config: InputConfig, source: Callable[[], PipelineInputs]) -> Any:
     # their pixels differ: without the engines, a run can be repeated.
     images = fn.decoders.image(
         encoded,
-        device="mixed" if config.device == "gpu" else "cpu",
         output_type=types.RGB,
         adjust_orientation=False,
         jpeg_fancy_upsampling=True,
-        hw_decoder_load=HARDWARE_SHARE if config.hardware_decoder else 0.0,
+        **decoder_arguments(config),
     )
     # Without antialiasing, pixels of downsized images differ from Pillow's by up to 35 of 255.
     resized = fn.resize(

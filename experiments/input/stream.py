@@ -17,7 +17,13 @@ from experiments.input.augmentation import Geometry
 from experiments.input.erasing import Patch, erase
 from experiments.input.failures import SampleError, dali_problem, file_problem
 from experiments.input.input_config import InputConfig
-from experiments.input.pipeline import JPEG_END, PipelineInputs, image_pipeline, pipeline_inputs
+from experiments.input.pipeline import (
+    JPEG_END,
+    PipelineInputs,
+    image_pipeline,
+    pipeline_inputs,
+    release_memory,
+)
 from experiments.input.transfer import Batch, input_thread, one_ahead, send, stage
 
 
@@ -115,6 +121,7 @@ class DaliStream:
         if self._executor is not None:
             self._executor.shutdown(wait=True, cancel_futures=True)
         self._executor = self._pipeline = self._pass = None
+        self._release_memory()
 
     def _one_pass(self, first: int, end: int | None) -> Generator[Batch, None, None]:
         if end is not None and first >= end:
@@ -127,6 +134,7 @@ class DaliStream:
             self.close()
             raise
         self._rewind()
+        self._release_memory()
 
     def _staged_batches(self) -> Iterator[Batch]:
         if self._config.device == "gpu" or self._device.type == "cpu":
@@ -155,6 +163,11 @@ class DaliStream:
             self._in_flight.clear()
             self._pipeline.reset()
             self._scheduled = False
+
+    def _release_memory(self) -> None:
+        """Leave to the model what the input does not use between passes."""
+        if self._config.device == "gpu":
+            release_memory()
 
     def _start_pass(self, first: int, end: int | None) -> None:
         if self._pipeline is None:
@@ -221,10 +234,10 @@ class DaliStream:
             return self._live_pipeline().outputs(cuda_stream=stream)
         except StopIteration:
             return None
-        except RuntimeError as error:
+        except Exception as error:  # DALI raises whatever fits, such as ValueError
             sample_error = self._find_bad_file()
             if sample_error is None:
-                error.add_note("Each image of the current batches can be decoded on its own.")
+                error.add_note("No image of the current batches is the cause.")
                 raise
             raise sample_error from error
 
@@ -254,11 +267,15 @@ class DaliStream:
             (plan, row, reason)
             for plan, row in samples
             if (reason := plan.file_problem(row)) is not None
-        ] or [
-            (plan, row, reason)
-            for plan, row in samples
-            if (reason := dali_problem(plan.paths[row])) is not None
         ]
+        if not problems:
+            problems = [
+                (plan, row, reason)
+                for plan, row in samples
+                if (reason := dali_problem(plan.paths[row], self._config)) is not None
+            ]
+            if self._config.device == "gpu" and len(problems) == len(samples):
+                return None  # not the files fail, but the GPU
         if not problems:
             return None
         plan, row, reason = problems[0]

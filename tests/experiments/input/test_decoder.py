@@ -1,16 +1,13 @@
 """Which decoder reads JPEGs, with stand-ins for the driver's and nvJPEG's libraries."""
 
 import ctypes
-import dataclasses
-import struct
 from typing import Any
 
 import pytest
 import torch
 
-from experiments.input import InputConfig, decoder
-from experiments.input.decoder import HARDWARE_SHARE, input_device, jpeg_decoder
-from experiments.input.pipeline import _graph
+from experiments.input import decoder
+from experiments.input.decoder import input_device, jpeg_decoder
 from experiments.runtime.gpus import DeviceError
 from experiments.settings.hparams import HParamError, parse_hparams
 
@@ -91,22 +88,6 @@ def test_the_device_that_decodes() -> None:
         assert input_device(parse_hparams({"input_device": chosen}), CPU) == CPU
     with pytest.raises(DeviceError, match=r"input_device is gpu.* Set input_device: auto"):
         input_device(parse_hparams({"input_device": "gpu"}), CPU)
-
-
-@pytest.mark.parametrize("hardware", [False, True])
-def test_the_graph_gets_the_share_of_the_engines(hardware: bool) -> None:
-    """0 for the CUDA decoder alone, whose pixels do not depend on the batch."""
-    config = InputConfig((64, 96), device="gpu", threads=1, hardware_decoder=hardware)
-
-    def graph(config: InputConfig) -> bytes:
-        pipeline = _graph(config, lambda: None, batch_size=4, num_threads=1, device_id=None)  # type: ignore[call-arg]
-        return bytes(pipeline.serialize())
-
-    assert b"hw_decoder_load" in graph(config)
-    share = struct.pack("<f", HARDWARE_SHARE)
-    assert (share in graph(config)) == hardware
-    other = dataclasses.replace(config, hardware_decoder=not hardware)
-    assert graph(other) != graph(config)
 
 
 def test_nvidias_wheels_have_the_library() -> None:

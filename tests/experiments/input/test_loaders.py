@@ -134,6 +134,17 @@ def test_evaluation_has_each_image_once(jpeg_split, num_ranks, batch_size):
     assert sorted(seen) == jpeg_split.image_ids.tolist()
 
 
+def test_pixels_do_not_depend_on_neighbours_or_threads(jpeg_split):
+    def images(batch_size, threads):
+        config = dataclasses.replace(EVALUATION, threads=threads)
+        with EvalLoader(jpeg_split, config, batch_size=batch_size) as loader:
+            return torch.cat([batch["image"] for batch in loader])
+
+    alone = images(1, 1)
+    for batch_size, threads in ((13, 1), (13, 3), (4, 2)):
+        assert torch.equal(images(batch_size, threads), alone)
+
+
 def test_evaluation_passes_are_equal_even_after_an_abandoned_one(jpeg_split):
     with EvalLoader(jpeg_split, EVALUATION, batch_size=2) as loader:
         first = list(loader)

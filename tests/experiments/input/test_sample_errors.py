@@ -4,12 +4,14 @@ import dataclasses
 import itertools
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from experiments.input import EvalLoader, InputConfig, SampleError, TrainLoader
+from experiments.input import EvalLoader, InputConfig, SampleError, TrainLoader, failures, stream
 from experiments.input.failures import file_problem
 
 CONFIG = InputConfig((64, 64), threads=1, prefetch=1)
@@ -145,6 +147,24 @@ def test_a_truncated_file_is_detected_even_if_the_decoder_does_not_report_it(spl
     assert caught.value.path == plan.paths[5]
 
 
+@pytest.mark.parametrize("kind", [ValueError, TypeError, MemoryError, SystemError])
+def test_errors_of_any_kind_name_the_file(split, monkeypatch, kind):
+    loader = EvalLoader(split, CONFIG, batch_size=4)
+    it = iter(loader)
+    next(it)
+    file = split.image_dir / split.file_names[5]
+    truncate(file)
+
+    def fail(**_):
+        raise kind("[/opt/dali/operator.cc:1] Assert failed")
+
+    monkeypatch.setattr(loader._stream._pipeline, "outputs", fail)
+    with pytest.raises(SampleError, match="truncated") as caught:
+        next(it)
+    assert caught.value.path == file
+    assert isinstance(caught.value.__cause__, kind)
+
+
 def test_an_error_without_a_bad_file_is_raised_unchanged(split, monkeypatch):
     loader = EvalLoader(split, CONFIG, batch_size=4)
     it = iter(loader)
@@ -157,7 +177,41 @@ def test_an_error_without_a_bad_file_is_raised_unchanged(split, monkeypatch):
     with pytest.raises(RuntimeError, match="out of memory") as caught:
         next(it)
     assert not isinstance(caught.value, SampleError)
-    assert "Each image of the current batches can be decoded" in caught.value.__notes__[0]
+    assert "No image of the current batches is the cause" in caught.value.__notes__[0]
+
+
+def test_a_gpu_that_decodes_nothing_is_not_the_files_fault(split, monkeypatch):
+    """Such as one without free memory."""
+    loader = EvalLoader(split, CONFIG, batch_size=4)
+    it = iter(loader)
+    next(it)
+
+    def fail(**_):
+        raise RuntimeError("CUDA allocation failed")
+
+    monkeypatch.setattr(loader._stream._pipeline, "outputs", fail)
+    monkeypatch.setattr(loader._stream, "_config", dataclasses.replace(CONFIG, device="gpu"))
+    monkeypatch.setattr(stream, "dali_problem", lambda path, config: "DALI cannot decode it")
+    monkeypatch.setattr(stream, "release_memory", lambda: None)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    with pytest.raises(RuntimeError, match="CUDA allocation failed") as caught:
+        next(it)
+    assert not isinstance(caught.value, SampleError)
+
+
+def test_a_file_is_tried_on_the_gpu_that_failed(monkeypatch):
+    given = {}
+
+    def pipeline_def(**options):
+        given.update(options)
+        return lambda decode: lambda: pytest.fail("a decoder that fails")
+
+    monkeypatch.setattr(failures, "pipeline_def", pipeline_def)
+    for device, device_id in (("cpu", None), ("gpu", 1)):
+        config = dataclasses.replace(CONFIG, device=device, device_id=1)
+        with pytest.raises(pytest.fail.Exception):
+            failures.dali_problem(Path("image.jpg"), config)
+        assert given["device_id"] == device_id
 
 
 def test_a_file_that_only_dali_cannot_read_is_reported(split):

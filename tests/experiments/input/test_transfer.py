@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from nvidia.dali import backend
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -68,6 +69,7 @@ def pinned(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    monkeypatch.setattr(stream, "release_memory", lambda: None)
     return tensors
 
 
@@ -174,6 +176,19 @@ def _assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
     for name, tensor in one.items():
         assert torch.equal(tensor, other[name]), name
         assert tensor.stride() == other[name].stride(), name
+
+
+def test_the_memory_of_gpu_pipelines_is_released(
+    jpeg_split: Split, pinned: list[Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert callable(backend.ReleaseUnusedMemory)  # type: ignore[attr-defined]
+    released: list[bool] = []
+    monkeypatch.setattr(stream, "release_memory", lambda: released.append(True))
+    for config in (PLAIN, TO_GPU):
+        TrainLoader(jpeg_split, config, global_batch_size=8).close()
+    assert not released
+    TrainLoader(jpeg_split, ON_GPU, global_batch_size=8).close()
+    assert released
 
 
 def test_closed_loaders_leave_no_staging_thread(jpeg_split: Split, staged: list[Tensor]) -> None:
