@@ -3,6 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
 from experiments.settings.hparams import HParamError, HParams
 from model import EfficientDet, build_detector, detector_config, load_weights
 
@@ -99,3 +102,21 @@ def _build(hparams: HParams, num_classes: int) -> EfficientDet:
     if hparams.weights is not None:
         load_weights(detector, Path(hparams.weights), reset_class_head=hparams.reset_class_head)
     return detector
+
+
+def use_channels_last(detector: nn.Module, *, contiguous: bool) -> None:
+    """Keep weights in channels_last memory, in place.
+
+    Args:
+        detector: the module.
+        contiguous: leave out weights that would no longer be contiguous, since Horovod cannot send
+            them. In separable convolutions all weights are both: of D0's, the stem's is left out.
+    """
+    if not contiguous:
+        detector.to(memory_format=torch.channels_last)
+        return
+    for parameter in detector.parameters():
+        if parameter.dim() == 4:
+            converted = parameter.detach().to(memory_format=torch.channels_last)
+            if converted.is_contiguous():
+                parameter.data = converted

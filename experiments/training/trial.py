@@ -19,7 +19,11 @@ from experiments.input.decoder import input_device
 from experiments.runtime.communication import Communicator, HorovodCommunicator
 from experiments.settings.hparams import HParams
 from experiments.training.callbacks import RunRecorder, TrainerState
-from experiments.training.detector import build_from_hparams, detector_overrides
+from experiments.training.detector import (
+    build_from_hparams,
+    detector_overrides,
+    use_channels_last,
+)
 from experiments.training.determined_loaders import RankShard
 from experiments.training.metrics import EvaluationReducer, TrainingReducer
 from experiments.training.optimization import Schedule, build_optimizer, gradient_clipper
@@ -64,10 +68,9 @@ class EfficientDetTrial(pytorch.PyTorchTrial):
         num_classes = run.train.categories.num_classes
         detector = build_from_hparams(self.hparams, num_classes)
         self.detector: EfficientDet = detector.to(self.device)
-        # Horovod only sends contiguous tensors. Images in this layout are enough for convolutions
-        # to use it.
-        if self.hparams.channels_last and not isinstance(self.communicator, HorovodCommunicator):
-            self.detector = self.detector.to(memory_format=torch.channels_last)
+        if self.hparams.channels_last:
+            by_horovod = isinstance(self.communicator, HorovodCommunicator)
+            use_channels_last(self.detector, contiguous=by_horovod)
         self.ema = self._build_ema()  # before the conversion: the average is only evaluated
         self.step_communicator = self.communicator
         if self.hparams.sync_bn and self.communicator.size > 1:

@@ -100,13 +100,14 @@ def test_a_change_is_refused_then_recorded(mini_coco: Path, tmp_path: Path) -> N
     short = {"epochs": 2, "warmup_epochs": 0, "cooldown_epochs": 0}
     config = launched.write_config(tmp_path, mini_coco, **short)
     out = tmp_path / "run"
-    launched.kill_after(launched.start(config, out), out, batches=7)
-    process = launched.start(config, out, "--set", "deterministic=true")
+    launched.kill_after(launched.start(config, out, threads=1), out, batches=7)
+    changed = ("--set", "deterministic=true")
+    process = launched.start(config, out, *changed, threads=1)
     assert process.wait(timeout=240) == 1
     log = " ".join(out.with_suffix(".log").read_text().split())
     assert "deterministic: False -> True" in log
     assert "Traceback" not in log
-    output = launched.run(config, out, "--set", "deterministic=true", "--other-numerics")
+    output = launched.run(config, out, *changed, "--other-numerics", threads=1)
     assert "computed in another way than the checkpoint (deterministic: False -> True)" in output
     assert json.loads((out / "run.json").read_text())["changes"] == [
         {"batches": 6, "changed": ["deterministic: False -> True"]}
