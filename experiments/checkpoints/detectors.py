@@ -43,7 +43,10 @@ def load_detector(
             "model, such as --model tf_efficientdet_d0"
         )
     detector = build_detector(model, num_classes or 90, image_size)
-    load_weights(detector, path, prefer_ema=use_ema)
+    try:
+        load_weights(detector, path, prefer_ema=use_ema)
+    except RuntimeError as error:
+        raise CheckpointError(str(error)) from error
     return detector
 
 

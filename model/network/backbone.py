@@ -6,7 +6,7 @@ import timm
 from torch import Tensor, nn
 
 from model.config import DetectorConfig
-from model.state_dicts import read_state_dict
+from model.state_dicts import COUNTS, read_state_dict
 
 
 def create_backbone(
@@ -24,9 +24,10 @@ def create_backbone(
         RuntimeError: the download failed, or the file's weights do not fit the backbone.
     """
     if weights is not None:
-        state_dict = read_state_dict(weights, missing=_download_hint(config))
         backbone = _create(config, pretrained=False)
-        _load(backbone, state_dict, weights, config.backbone_name)
+        names = backbone.state_dict().keys()
+        state = read_state_dict(weights, names, missing=_download_hint(config))
+        _load(backbone, state.tensors, weights, config.backbone_name)
         return backbone
     if not pretrained:
         return _create(config, pretrained=False)
@@ -69,15 +70,16 @@ def _load(
     # The file's classifier is not part of the backbone.
     wanted = backbone.state_dict()
     found = {key: value for key, value in state_dict.items() if key in wanted}
-    missing = sorted(
-        key for key in wanted.keys() - found.keys() if not key.endswith("num_batches_tracked")
-    )
+    missing = sorted(key for key in wanted.keys() - found.keys() if not key.endswith(COUNTS))
     if missing:
         raise RuntimeError(
             f"{path} does not contain the weights of {backbone_name}: {len(missing)} of its "
             f"{len(wanted)} tensors are missing, such as {missing[0]}"
         )
-    try:
-        backbone.load_state_dict(found, strict=False)
-    except RuntimeError as error:
-        raise RuntimeError(f"{path} does not fit {backbone_name}: {error}") from error
+    for key, value in found.items():
+        if value.shape != wanted[key].shape:
+            raise RuntimeError(
+                f"{path} does not fit {backbone_name}: {key} has shape {tuple(value.shape)}, not "
+                f"{tuple(wanted[key].shape)}"
+            )
+    backbone.load_state_dict(found, strict=False)
