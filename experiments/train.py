@@ -20,6 +20,10 @@ import determined as det  # noqa: E402
 import torch  # noqa: E402
 import typer  # noqa: E402
 
+from experiments.runtime.compiler import postpone_compiler  # noqa: E402
+
+postpone_compiler()  # before anything imports timm
+
 from cocodata import DatasetError  # noqa: E402
 from experiments.checkpoints.contents import CheckpointError, StorageError  # noqa: E402
 from experiments.input import SampleError  # noqa: E402

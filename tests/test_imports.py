@@ -12,7 +12,10 @@ ROOT = Path(__file__).parents[1]
 @pytest.mark.parametrize(
     ("module", "unused"),
     [
-        ("experiments.train", ("matplotlib", "pandas", "tensorboard", "botocore")),
+        (
+            "experiments.train",
+            ("torch._dynamo", "torch._inductor", "sympy", "matplotlib", "pandas", "botocore"),
+        ),
         ("cluster.cli", ("torch", "botocore", "cryptography", "matplotlib")),
     ],
 )
