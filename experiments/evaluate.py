@@ -76,7 +76,9 @@ def evaluate(
     console.print(metrics_table(result.metrics))
     console.print(class_table(result.ap_per_class))
     out.mkdir(parents=True, exist_ok=True)
-    write_coco_results(out / "detections.json", evaluation.detections)
+    write_coco_results(
+        out / "detections.json", evaluation.detections, original_ids=split.original_ids
+    )
     content = {
         "checkpoint": str(checkpoint),
         "model": detector.config.name,

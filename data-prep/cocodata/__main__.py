@@ -19,7 +19,7 @@ from cocodata.download.fetching import Fetcher
 from cocodata.download.progress import byte_bars, download_display, progress_bar
 from cocodata.errors import DatasetError
 from cocodata.format.layouts import DatasetFolder, splits
-from cocodata.format.manifest import build_manifest, write_manifest
+from cocodata.format.manifest import build_manifest, require_writable, write_manifest
 from cocodata.mini.mini import generate_mini_coco
 from cocodata.sync.commands import sync
 from cocodata.sync.pack import pack_dataset
@@ -77,6 +77,7 @@ def manifest(
     workers: Workers = None,
 ) -> None:
     """Hash every file and write manifest.json; run `verify` again afterwards."""
+    require_writable(data)
     with progress_bar("Hashing files", len(DatasetFolder(data).files())) as advance:
         built = build_manifest(data, name or data.resolve().name, workers=workers, advance=advance)
     write_manifest(data, built)
@@ -138,6 +139,7 @@ def verify(
     folder: ArchiveFolder = None,
 ) -> None:
     """Decode every image, compare every hash, and mark the manifest as verified if all agree."""
+    require_writable(data)
     with progress_bar("Verifying files", len(DatasetFolder(data).files())) as advance:
         if not repair:
             verification = verify_dataset(data, workers=workers, advance=advance)

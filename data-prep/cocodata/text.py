@@ -1,4 +1,6 @@
-"""Numbers in messages: counts with their nouns, and durations. Imports nothing."""
+"""Numbers and names in messages. Imports only the standard library."""
+
+import re
 
 
 def count(number: int, noun: str) -> str:
@@ -17,3 +19,18 @@ def duration(seconds: float) -> str:
     if whole < 86400:
         return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
     return f"{whole // 86400} d {whole % 86400 // 3600:02d} h"
+
+
+def printable(text: str) -> str:
+    """Return text that can be written as UTF-8, such as a file's name that is not UTF-8 itself."""
+    escaped = re.sub("[\udc80-\udcff]", lambda byte: f"\\x{ord(byte[0]) - 0xDC00:02x}", text)
+    return escaped.encode("utf-8", "backslashreplace").decode()
+
+
+def is_utf8(text: str) -> bool:
+    """Return whether text, such as the name that Python gives a file, can be written as UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -57,7 +57,7 @@ class CocoGroundTruth:
         self.category_ids = np.sort(np.asarray(split.categories.ids, dtype=np.int64))
         names = dict(zip(split.categories.ids, split.categories.names, strict=True))
         self.class_names = _unique_names([(int(each), names[each]) for each in self.category_ids])
-        annotations = read_annotations(split.annotation_file)
+        annotations = read_annotations(split.annotation_file, split.image_dir)
         boxes = annotations.boxes
         image_ids, category_ids = annotations.box_image_ids, annotations.box_category_ids
         area = np.where(np.isnan(annotations.areas), boxes[:, 2] * boxes[:, 3], annotations.areas)

@@ -1,6 +1,6 @@
 """Collects detections by batch, gathers them over the ranks, and writes them as COCO results."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,24 +135,36 @@ def _category_ids(labels: npt.NDArray[np.int64], categories: Categories) -> npt.
     return categories.categories_of(labels)
 
 
-def write_coco_results(path: Path, detections: Detections) -> None:
+def write_coco_results(
+    path: Path, detections: Detections, original_ids: Mapping[int, int | str] | None = None
+) -> None:
     """Write detections in COCO's result format, which pycocotools' `loadRes` reads, atomically.
 
     Numbers have full precision, so that the metrics of the file are exactly those of the table.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        for chunk in _json_chunks(detections):
+        for chunk in _json_chunks(detections, original_ids or {}):
             file.write(chunk)
 
 
-def _json_chunks(detections: Detections) -> Iterator[bytes]:
+def _json_chunks(detections: Detections, original_ids: Mapping[int, int | str]) -> Iterator[bytes]:
     """Yield a JSON array in chunks; half a million rows as Python objects would need a gigabyte."""
+    # Integers of more than 64 bits are written as their digits.
+    in_file = {
+        number: orjson.Fragment(str(each)) if isinstance(each, int) else each
+        for number, each in original_ids.items()
+    }
     separator = b"["
     for start in range(0, len(detections), _ROWS_PER_WRITE):
         part = slice(start, start + _ROWS_PER_WRITE)
         rows = [
-            {"image_id": image, "category_id": category, "bbox": box, "score": score}
+            {
+                "image_id": in_file.get(image, image),
+                "category_id": category,
+                "bbox": box,
+                "score": score,
+            }
             for image, category, box, score in zip(
                 detections.image_ids[part].tolist(),
                 detections.category_ids[part].tolist(),

@@ -4,6 +4,7 @@ Training and evaluation use the same graph with different windows, and CPU and G
 different devices of its operators.
 """
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def pipeline_inputs(paths: list[Path], geometry: Geometry) -> PipelineInputs:
     """Return the graph's inputs for these images."""
     start, end = geometry.source_window()
     return (
-        [np.frombuffer(str(path).encode(), np.uint8) for path in paths],
+        [np.frombuffer(os.fsencode(path), np.uint8) for path in paths],
         start,
         end,
         geometry.visible_size.astype(np.float32),

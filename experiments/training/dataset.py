@@ -30,6 +30,8 @@ def load_splits(
             version = _required_version(config)
             validated = load_validated(config.data, names, strict=config.hparams.strict)
             loaded = list(validated.splits)
+            for note in validated.report.notes:
+                print(note)
             for name, count in validated.left_out.items():
                 if count:
                     print(f"{name}: {count} unusable images are skipped (strict: false)")

@@ -2,7 +2,8 @@
 
 What counts as a problem is decided so that COCO 2017 itself has none:
 
-- A box may reach past the edge of its image by up to two pixels, which is rounding.
+- A box may reach over the edge of its image: by up to two pixels that is rounding, beyond it the
+  reader has clipped the box. A box completely outside is a problem.
 - A box less than a pixel wide or high cannot be learnt and is left out of training, as in the
   published trainings; a note says so. A box without any area is a problem, except for the two that
   train2017 is known to have.
@@ -10,26 +11,26 @@ What counts as a problem is decided so that COCO 2017 itself has none:
 """
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
 from cocodata.checks.problems import CheckReport, Problem, ProblemKind, image_problem
 from cocodata.errors import DatasetError
 from cocodata.format.annotations import Annotations, read_annotations
+from cocodata.format.image_names import stays_inside
 from cocodata.format.images import ImageError, check_header
 from cocodata.format.layouts import DatasetFolder
 from cocodata.format.manifest import Manifest, compare_with_manifest, read_manifest, usable_cores
 from cocodata.format.split import Split, build_split
-from cocodata.text import count
+from cocodata.text import count, is_utf8, printable
 
 MAX_UNUSABLE = 0.01
 """The largest part of a split that may be left out."""
-
-_EDGE_TOLERANCE = 2.0  # Pixels.
 
 # (annotation id, image id) of the boxes of height 0 in COCO's own instances_train2017.json.
 _KNOWN_WITHOUT_AREA = {(918, 200365), (2206849, 550395)}
@@ -75,7 +76,7 @@ def load_validated(
             obstacles.append(f"{name} cannot be used at all")
             continue
         if name not in annotations:
-            annotations[name] = read_annotations(DatasetFolder(data).annotation_file(name))
+            annotations[name] = _read(data, name, report.notes)
         for bad, total, what in (
             (len(report.unusable(name)), len(annotations[name].image_ids), "image"),
             (sum(p.image_id is None for p in of_split), len(annotations[name].boxes), "box"),
@@ -158,7 +159,8 @@ def _compare(
         }
         if not affected:
             continue
-        annotations = read_annotations(DatasetFolder(data).annotation_file(name))
+        listed = {DatasetFolder.file_name_of(name, path) or "" for path in manifest.files}
+        annotations = _read(data, name, report.notes, listed)
         report.annotations[name] = annotations
         ids = dict(zip(annotations.file_names, annotations.image_ids.tolist(), strict=True))
         for path, (file_name, detail) in affected.items():
@@ -171,13 +173,24 @@ def _compare(
     return report
 
 
+def _read(
+    data: Path, name: str, notes: list[str], listed: Collection[str] | None = None
+) -> Annotations:
+    folder = DatasetFolder(data)
+    annotations = read_annotations(
+        folder.annotation_file(name), folder.image_folder(name), listed=listed
+    )
+    notes += (f"{name}: {note}" for note in annotations.notes)
+    return annotations
+
+
 def _check_split(
     report: CheckReport, name: str, threads: int, advance: Callable[[int], None]
 ) -> None:
     own_file = DatasetFolder.annotation_path(name)
     folder = DatasetFolder(report.data)
     try:
-        annotations = read_annotations(folder.annotation_file(name))
+        annotations = _read(report.data, name, report.notes)
     except DatasetError as error:
         report.problems.append(Problem(ProblemKind.ANNOTATIONS, own_file, str(error), name))
         return
@@ -203,17 +216,34 @@ def _check_split(
 
 def _id_problems(name: str, own_file: str, annotations: Annotations) -> Iterable[Problem]:
     ids, counts = np.unique(annotations.image_ids, return_counts=True)
+    originals = annotations.original_ids
     for image_id in ids[counts > 1].tolist():
-        detail = f"several images have the id {image_id}"
+        detail = f"several images have the id {originals.get(image_id, image_id)}"
         yield Problem(ProblemKind.IDS, own_file, detail, name, image_id)
+    yield from _shared_files(name, annotations)
     orphans = np.flatnonzero(~np.isin(annotations.box_image_ids, ids))
     for row in orphans.tolist():
+        image_id = int(annotations.box_image_ids[row])
         yield Problem(
             ProblemKind.IDS,
             f"{own_file}, annotation {annotations.box_ids[row]}",
-            f"no image has its image_id {annotations.box_image_ids[row]}",
+            f"no image has its image_id {originals.get(image_id, image_id)}",
             name,
         )
+
+
+def _shared_files(name: str, annotations: Annotations) -> Iterable[Problem]:
+    """Yield the images that are the same file as another one: each has only part of its boxes."""
+    if len(set(annotations.file_names)) == len(annotations.file_names):
+        return
+    images = set(zip(annotations.file_names, annotations.image_ids.tolist(), strict=True))
+    uses = Counter(file_name for file_name, _ in images)
+    for file_name, image_id in sorted(images):
+        if uses[file_name] > 1:
+            path = printable(DatasetFolder.image_path(name, file_name))
+            shown = annotations.original_ids.get(image_id, image_id)
+            detail = f"the image {shown} is one of {uses[file_name]} with this file"
+            yield Problem(ProblemKind.IDS, path, detail, name, image_id)
 
 
 def _box_problems(name: str, annotations: Annotations, notes: list[str]) -> Iterable[Problem]:
@@ -227,13 +257,12 @@ def _box_problems(name: str, annotations: Annotations, notes: list[str]) -> Iter
     high = low + extent
     with np.errstate(invalid="ignore"):
         without_area = ~(extent > 0).all(axis=1)
-        outside = ((low < -_EDGE_TOLERANCE) | (high > size + _EDGE_TOLERANCE)).any(axis=1)
-        outside |= ((high <= 0) | (low >= size)).any(axis=1)
+        outside = ((high <= 0) | (low >= size)).any(axis=1) & (size[:, 0] > 0)
         tiny = ~without_area & (extent < 1).any(axis=1)
-    outside |= ~np.isfinite(annotations.boxes).all(axis=1)
+    not_finite = np.asarray(~np.isfinite(annotations.boxes).all(axis=1))
     is_known = np.zeros(len(owner), np.bool_)
     for row in np.flatnonzero(without_area & (extent >= 0).all(axis=1)).tolist():
-        pair = (int(annotations.box_ids[row]), int(annotations.box_image_ids[row]))
+        pair = (annotations.box_ids[row], int(annotations.box_image_ids[row]))
         is_known[row] = pair in _KNOWN_WITHOUT_AREA
     without_area &= ~is_known
     left_out = int((tiny | is_known).sum())
@@ -243,18 +272,22 @@ def _box_problems(name: str, annotations: Annotations, notes: list[str]) -> Iter
         )
 
     unknown = ~annotations.categories.known(annotations.box_category_ids)
-    for row in np.flatnonzero(known_image & (without_area | outside | unknown)).tolist():
+    for row in np.flatnonzero(
+        known_image & (without_area | outside | not_finite | unknown)
+    ).tolist():
         file_name = annotations.file_names[int(order[owner[row]])]
-        where = (
-            f"{DatasetFolder.image_path(name, file_name)}, annotation {annotations.box_ids[row]}"
-        )
+        path = printable(DatasetFolder.image_path(name, file_name))
+        where = f"{path}, annotation {annotations.box_ids[row]}"
         image_id = int(annotations.box_image_ids[row])
         box = [round(value, 2) for value in annotations.boxes[row].tolist()]
         width, height = size[row].astype(int).tolist()
-        if without_area[row]:
+        if not_finite[row]:
+            detail = "its bbox is empty or not four numbers"
+            yield Problem(ProblemKind.BOX, where, detail, name, image_id)
+        elif without_area[row]:
             yield Problem(ProblemKind.BOX, where, f"bbox {box} has no area", name, image_id)
         elif outside[row]:
-            detail = f"bbox {box} reaches outside the image, which is {width} x {height}"
+            detail = f"bbox {box} lies outside the image, which is {width} x {height}"
             yield Problem(ProblemKind.BOX, where, detail, name, image_id)
         if unknown[row]:
             detail = f"category_id {annotations.box_category_ids[row]} is not in the file's list"
@@ -272,11 +305,10 @@ def _file_problems(
         found = []
         for index in images:
             file_name = annotations.file_names[index]
-            path = DatasetFolder.image_path(name, file_name)
+            path = printable(DatasetFolder.image_path(name, file_name))
             image_id = int(annotations.image_ids[index])
-            if not _stays_inside(file_name):
-                detail = f"the annotations name it {file_name!r}"
-                found.append(Problem(ProblemKind.PATH, path, detail, name, image_id))
+            if (problem := _name_problem(file_name)) is not None:
+                found.append(Problem(problem[0], path, problem[1], name, image_id))
                 continue
             width, height = annotations.sizes[index].tolist()
             try:
@@ -294,6 +326,11 @@ def _file_problems(
             yield from found
 
 
-def _stays_inside(file_name: str) -> bool:
-    relative = PurePosixPath(file_name)
-    return bool(relative.parts) and not relative.is_absolute() and ".." not in relative.parts
+def _name_problem(file_name: str) -> tuple[ProblemKind, str] | None:
+    if "://" in file_name:
+        return ProblemKind.ADDRESS, ""
+    if not stays_inside(file_name) or "\0" in file_name:
+        return ProblemKind.PATH, f"the annotations name it {file_name!r}"
+    if not is_utf8(file_name):
+        return ProblemKind.NAME, ""
+    return None

@@ -22,27 +22,35 @@ class ProblemKind(StrEnum):
     MISSING = "image file missing"
     NOT_JPEG = "not a JPEG file"
     TRUNCATED = "truncated image file"
+    TOO_LARGE = "image too large"
     SIZE = "image size differs from the annotations"
     DECODE = "image does not decode"
     BOX = "box outside its image or without area"
     CATEGORY = "unknown category"
     IDS = "contradictory ids"
     PATH = "file name points outside the image folder"
+    ADDRESS = "address instead of a file name"
+    NAME = "file name that is not UTF-8"
     CHANGED = "differs from the manifest"
 
 
 _REMEDY = {
-    ProblemKind.ANNOTATIONS: "download or unpack the annotations again",
+    ProblemKind.ANNOTATIONS: "correct the file, or export or download it again",
     ProblemKind.EMPTY: "use a data set with images and boxes in both splits",
     ProblemKind.MISSING: "copy or unpack the images again",
     ProblemKind.NOT_JPEG: "convert the file to JPEG, or download it again if a download failed",
     ProblemKind.TRUNCATED: "download the file again",
+    ProblemKind.TOO_LARGE: "cut the image into tiles, and its annotations with it",
     ProblemKind.SIZE: "use the image that was annotated, neither resized nor rotated",
     ProblemKind.DECODE: "download the file again",
     ProblemKind.BOX: "correct bbox, which is [x, y, width, height] in pixels of the image",
     ProblemKind.CATEGORY: "add the category to the file's list, or remove the annotation",
-    ProblemKind.IDS: "make every image id unique and every annotation name one of them",
+    ProblemKind.IDS: "make every image id unique, list every file once, and let every annotation "
+    "name one of the ids",
     ProblemKind.PATH: "use file names relative to the split's image folder, without ..",
+    ProblemKind.ADDRESS: "download the image into the split's image folder; the end of the address "
+    "is then its file name",
+    ProblemKind.NAME: "rename the file in UTF-8 (`convmv -t utf8` can), and its file_name with it",
     ProblemKind.CHANGED: "restore the file; if the change is intended, write and verify a new "
     "manifest with `make coco-manifest` and `make coco-verify`",
 }
@@ -52,6 +60,7 @@ _KIND_OF_IMAGE_ERROR: dict[type[images.ImageError], ProblemKind] = {
     images.UnreadableImageError: ProblemKind.MISSING,
     images.ImageFormatError: ProblemKind.NOT_JPEG,
     images.TruncatedJpegError: ProblemKind.TRUNCATED,
+    images.ImageTooLargeError: ProblemKind.TOO_LARGE,
     images.ImageSizeError: ProblemKind.SIZE,
     images.DecodingError: ProblemKind.DECODE,
 }

@@ -1,28 +1,41 @@
 """An annotation file in COCO's format, read into arrays: for training, checks and evaluation.
 
-COCO's train2017 file is 450 MB, most of it segmentation polygons, which box detection never uses.
-They are cut out before parsing, which makes reading three times as fast and keeps it from
-taking 5 GB of memory in every process.
+This is the only reader, so that what one command accepts all others do. What tools write in other
+ways than COCO is read if only one reading is possible, with a note if it might surprise.
 """
 
 import gc
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
 from cocodata.errors import DatasetError
 from cocodata.format.categories import Categories
+from cocodata.format.image_names import locate
+from cocodata.format.images import ImageError, jpeg_size
+from cocodata.format.json_text import parse, parse_exactly
 from cocodata.format.layouts import DatasetFolder
+from cocodata.format.values import (
+    RoundedIdError,
+    Section,
+    read_areas,
+    read_box_ids,
+    read_boxes,
+    read_category_ids,
+    read_flags,
+    read_image_ids,
+    read_sizes,
+)
+from cocodata.text import count, printable
 
-_T = TypeVar("_T")
-
-_LIST_VALUE = re.compile(rb"\s*:\s*\[")
+_EDGE_TOLERANCE = 2.0
+"""Pixels that a box may reach over the edge by rounding, as boxes of COCO do."""
 
 
 @dataclass(frozen=True)
@@ -33,22 +46,25 @@ class Annotations:
         path: the file.
         image_ids: (N,).
         file_names: N names relative to the split's image folder.
-        sizes: (N, 2) width and height in pixels.
+        sizes: (N, 2) width and height in pixels; 0 if neither the file nor the image tells.
         box_ids: (M,) ids of the annotations.
         box_image_ids: (M,).
         box_category_ids: (M,).
-        boxes: (M, 4) float64 x, y, width, height in source pixels.
+        boxes: (M, 4) float64 x, y, width, height in source pixels, within the image but for
+            rounding unless they lie outside it completely.
         areas: (M,) float64 areas of the objects in square pixels; NaN where the file has none.
         crowds: (M,) whether an annotation is a crowd.
         ignored: (M,) whether an annotation is a crowd or marked `ignore`.
         categories: the file's categories.
+        notes: what was read in another way than it is written.
+        original_ids: the image id in the file by number, where that is not the number.
     """
 
     path: Path
     image_ids: NDArray[np.int64]
     file_names: list[str]
     sizes: NDArray[np.int32]
-    box_ids: NDArray[np.int64]
+    box_ids: NDArray[Any]
     box_image_ids: NDArray[np.int64]
     box_category_ids: NDArray[np.int64]
     boxes: NDArray[np.float64]
@@ -56,10 +72,21 @@ class Annotations:
     crowds: NDArray[np.bool_]
     ignored: NDArray[np.bool_]
     categories: Categories
+    notes: tuple[str, ...] = ()
+    original_ids: Mapping[int, int | str] = field(default_factory=dict)
 
 
-def read_annotations(path: Path) -> Annotations:
+def read_annotations(
+    path: Path, images: Path, *, listed: Collection[str] | None = None
+) -> Annotations:
     """Read an annotation file.
+
+    Args:
+        path: the file.
+        images: the folder of its images, which file names are looked up in, and which sizes are
+            read from where the file has none.
+        listed: the files that the folder should hold, relative to it, for looking up names where
+            some may be missing; None to look into the folder.
 
     Raises:
         DatasetError: the file is missing, is not JSON, or is not in COCO's format; the message
@@ -81,52 +108,23 @@ def read_annotations(path: Path) -> Annotations:
     collecting = gc.isenabled()
     gc.disable()
     try:
-        return _from_tree(path, _parse(path, content))
+        try:
+            return _from_tree(path, parse(path, content), images, listed)
+        except RoundedIdError:
+            return _from_tree(path, parse_exactly(path, content), images, listed)
+    except RoundedIdError:
+        raise DatasetError(
+            f"{path}: not COCO: an id is a number with a fraction or an exponent, of more digits "
+            "than it can have. Write ids as whole numbers or as text"
+        ) from None
     finally:
         if collecting:
             gc.enable()
 
 
-def _parse(path: Path, content: bytes) -> Any:
-    try:
-        return orjson.loads(_without_polygons(content))
-    except orjson.JSONDecodeError:
-        pass
-    try:  # Again unchanged, so that the position in the message is that in the file.
-        return orjson.loads(content)
-    except orjson.JSONDecodeError as error:
-        raise DatasetError(
-            f"{path}: not JSON ({error}). Was it downloaded or unpacked only partly?"
-        ) from None
-
-
-def _without_polygons(content: bytes) -> bytes:
-    """Return the JSON text with every `"segmentation": [...]` replaced by `"segmentation":0`.
-
-    A list of polygons contains only numbers and brackets, so it ends at the last bracket before the
-    next quotation mark (of the next key) or brace (of the annotation's end). Run-length encoded
-    masks are objects; they are few and stay.
-    """
-    key = b'"segmentation"'
-    pieces: list[bytes] = []
-    copied = position = 0
-    while (found := content.find(key, position)) >= 0:
-        position = found + len(key)
-        value = _LIST_VALUE.match(content, position)
-        if value is None:
-            continue
-        start = value.end() - 1
-        quote = content.find(b'"', start)
-        brace = content.find(b"}", start, quote if quote >= 0 else len(content))
-        end = content.rfind(b"]", start, brace if brace >= 0 else quote) + 1
-        if end > start:
-            pieces += (content[copied:start], b"0")
-            copied = position = end
-    pieces.append(content[copied:])
-    return b"".join(pieces)
-
-
-def _from_tree(path: Path, tree: Any) -> Annotations:
+def _from_tree(
+    path: Path, tree: Any, image_folder: Path, listed: Collection[str] | None
+) -> Annotations:
     if not isinstance(tree, dict):
         raise DatasetError(
             f"{path}: not COCO: the file contains a {type(tree).__name__}, not an object with the "
@@ -142,92 +140,104 @@ def _from_tree(path: Path, tree: Any) -> Annotations:
             f"{path}: not COCO: no list named {' or '.join(missing)}. Box detection needs the "
             "instances files (not captions or keypoints) with images, annotations and categories"
         )
-    images, boxes = tree["images"], tree["annotations"]
-
-    def of_images(what: str, read: Callable[[Mapping[str, Any]], _T]) -> list[_T]:
-        return _column(path, "images", images, what, read)
-
-    def of_boxes(what: str, read: Callable[[Mapping[str, Any]], _T]) -> list[_T]:
-        return _column(path, "annotations", boxes, what, read)
-
-    _column(path, "categories", tree["categories"], "id and name", _category)
+    images, boxes, categories = (
+        Section(path, name, tree[name]) for name in ("images", "annotations", "categories")
+    )
+    category_ids = read_category_ids(categories, "id")
+    names = categories.read("id and name", lambda entry: printable(str(entry["name"])))
+    ids = read_image_ids(images, boxes)
+    file_names, name_notes = locate(image_folder, images.read("file_name", _file_name), listed)
+    sizes, size_notes = _complete_sizes(image_folder, file_names, read_sizes(images))
+    crowds = read_flags(boxes, "iscrowd")
+    areas, unusable_areas = read_areas(boxes)
+    area_notes = []
+    if unusable_areas:
+        area_notes.append(
+            f"{count(unusable_areas, 'area')} unusable (NaN, negative or text): the box's is used"
+        )
+    box_category_ids = read_category_ids(boxes, "category_id")
+    rows, box_notes = _within_images(read_boxes(boxes), ids.of_boxes, ids.of_images, sizes)
     return Annotations(
         path=path,
-        image_ids=np.array(of_images("id", lambda e: int(e["id"])), dtype=np.int64),
-        file_names=of_images("file_name", _file_name),
-        sizes=np.array(
-            of_images("width and height", lambda e: (int(e["width"]), int(e["height"]))),
-            dtype=np.int32,
-        ).reshape(-1, 2),
-        # Ids are only used in messages; some converters write none.
-        box_ids=np.array(of_boxes("id", lambda e: int(e.get("id", -1))), dtype=np.int64),
-        box_image_ids=np.array(of_boxes("image_id", lambda e: int(e["image_id"])), dtype=np.int64),
-        box_category_ids=np.array(
-            of_boxes("category_id", lambda e: int(e["category_id"])), dtype=np.int64
+        image_ids=ids.of_images,
+        file_names=file_names,
+        sizes=sizes,
+        box_ids=read_box_ids(boxes),
+        box_image_ids=ids.of_boxes,
+        box_category_ids=box_category_ids,
+        boxes=rows,
+        areas=areas,
+        crowds=crowds,
+        ignored=crowds | read_flags(boxes, "ignore"),
+        categories=Categories.from_coco(
+            [
+                {"id": number, "name": name}
+                for number, name in zip(category_ids.tolist(), names, strict=True)
+            ]
         ),
-        boxes=_boxes(path, of_boxes("bbox", lambda e: e["bbox"])),
-        areas=np.array(of_boxes("area", _area), dtype=np.float64),
-        crowds=np.array(of_boxes("iscrowd", lambda e: bool(e.get("iscrowd"))), dtype=np.bool_),
-        ignored=np.array(
-            of_boxes("iscrowd", lambda e: bool(e.get("iscrowd") or e.get("ignore"))), dtype=np.bool_
+        notes=(
+            *([ids.note] if ids.note else []),
+            *name_notes,
+            *size_notes,
+            *area_notes,
+            *box_notes,
         ),
-        categories=Categories.from_coco(tree["categories"]),
+        original_ids=ids.originals,
     )
 
 
-def _category(entry: Mapping[str, Any]) -> tuple[int, str]:
-    return int(entry["id"]), str(entry["name"])
-
-
-def _area(entry: Mapping[str, Any]) -> float:
-    area = entry.get("area")  # Labelling tools often leave it out.
-    return float("nan") if area is None else float(area)
-
-
 def _file_name(entry: Mapping[str, Any]) -> str:
-    name = entry["file_name"]
+    name = entry["file_name"] if entry.get("file_name") is not None else entry["coco_url"]
     if not isinstance(name, str):
         raise TypeError
+    if not name:
+        raise ValueError
     return name
 
 
-def _column(
-    path: Path,
-    section: str,
-    entries: Sequence[Mapping[str, Any]],
-    what: str,
-    read: Callable[[Mapping[str, Any]], _T],
-) -> list[_T]:
-    """Read one value from every entry; on failure name the first entry that lacks it."""
-    try:
-        return [read(entry) for entry in entries]
-    except (KeyError, TypeError, ValueError, AttributeError):
-        pass
-    for index, entry in enumerate(entries):
+def _complete_sizes(
+    folder: Path, file_names: Sequence[str], sizes: NDArray[np.int32]
+) -> tuple[NDArray[np.int32], list[str]]:
+    """Read the sizes that the annotations lack from the images' headers."""
+    unknown = np.flatnonzero(sizes[:, 0] == 0).tolist()
+    if not unknown:
+        return sizes, []
+
+    def size_of(row: int) -> tuple[int, int]:
         try:
-            read(entry)
-        except (KeyError, TypeError, ValueError, AttributeError):
-            raise DatasetError(
-                f"{path}: not COCO: {section}[{index}] has no usable {what}: {str(entry)[:200]}"
-            ) from None
-    raise AssertionError("an entry that failed before is now readable")
+            return jpeg_size(os.path.join(folder, file_names[row]))  # noqa: PTH118
+        except (ImageError, OSError, ValueError):
+            return 0, 0  # The check says what is wrong with the file.
+
+    with ThreadPoolExecutor(16) as pool:
+        sizes[unknown] = list(pool.map(size_of, unknown))
+    found = int((sizes[unknown, 0] > 0).sum())
+    if not found:
+        return sizes, []
+    return sizes, [f"{count(found, 'image')} without width and height, which the files give"]
 
 
-def _boxes(path: Path, rows: list[Any]) -> NDArray[np.float64]:
-    try:
-        boxes = np.array(rows, dtype=np.float64).reshape(-1, 4)
-        if len(boxes) == len(rows):
-            return boxes
-    except (TypeError, ValueError):
-        pass
-    for index, row in enumerate(rows):
-        if not (
-            isinstance(row, list)
-            and len(row) == 4
-            and all(isinstance(value, int | float) for value in row)
-        ):
-            raise DatasetError(
-                f"{path}: not COCO: annotations[{index}] has the bbox {str(row)[:100]}; "
-                "it must be [x, y, width, height]"
-            )
-    raise AssertionError("boxes of four numbers each do not form an array")
+def _within_images(
+    boxes: NDArray[np.float64],
+    box_image_ids: NDArray[np.int64],
+    image_ids: NDArray[np.int64],
+    sizes: NDArray[np.int32],
+) -> tuple[NDArray[np.float64], list[str]]:
+    """Clip boxes that reach over an edge by more than rounding."""
+    if not len(image_ids) or not len(boxes):
+        return boxes, []
+    ids, order = np.unique(image_ids, return_index=True)
+    owner = np.searchsorted(ids, box_image_ids).clip(max=len(ids) - 1)
+    size = sizes[order][owner].astype(np.float64)
+    low = boxes[:, :2]
+    with np.errstate(invalid="ignore", over="ignore"):
+        high = low + boxes[:, 2:]
+        over = ((low < -_EDGE_TOLERANCE) | (high > size + _EDGE_TOLERANCE)).any(axis=1)
+        over &= (boxes[:, 2:] > 0).all(axis=1) & (high > 0).all(axis=1) & (low < size).all(axis=1)
+    over &= np.isfinite(boxes).all(axis=1) & (ids[owner] == box_image_ids) & (size[:, 0] > 0)
+    rows = np.flatnonzero(over)
+    if not len(rows):
+        return boxes, []
+    start = low[rows].clip(min=0)
+    boxes[rows] = np.hstack([start, np.minimum(high[rows], size[rows]) - start])
+    return boxes, [f"{count(len(rows), 'box')} over the edge of the image, clipped to it"]

@@ -18,6 +18,13 @@ _START_OF_SCAN = 0xDA
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD8)})  # TEM and the restart markers.
 
+MAX_PIXELS = 2**29
+"""Pixels of the largest image that is used: 1.6 GB decoded. Decoders count bytes in 31 bits."""
+
+# Pillow has a limit of its own, of 179 million. This module is imported before any image is opened,
+# so what the check accepts is also drawn and verified.
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+
 _HEAD = 65536
 _TAIL = 4096
 
@@ -52,6 +59,10 @@ class TruncatedJpegError(ImageError):
     """The file ends too early."""
 
 
+class ImageTooLargeError(ImageError):
+    """The image has more pixels than are decoded."""
+
+
 class ImageSizeError(ImageError):
     """The image does not have the size in the annotations."""
 
@@ -78,6 +89,7 @@ def check_header(path: Path | str, size: tuple[int, int]) -> None:
         raise UnreadableImageError(f"cannot be read ({error})") from None
     if found != size:
         raise ImageSizeError(size_mismatch(found, size))
+    _require_decodable(found)
 
 
 def check_decoding(
@@ -105,11 +117,22 @@ def check_decoding(
         with Image.open(io.BytesIO(content), formats=formats) as picture:
             if picture.size != size:
                 raise ImageSizeError(size_mismatch(picture.size, size))
+            _require_decodable(picture.size)
             picture.load()
     except UnidentifiedImageError:
         raise ImageFormatError(f"its {len(content)} bytes are not an image") from None
+    except Image.DecompressionBombError:  # More than twice the limit.
+        _require_decodable(size)
+        raise ImageSizeError(f"far more pixels than {size[0]} x {size[1]}") from None
     except (OSError, SyntaxError, ValueError) as error:  # What Pillow's decoders raise.
         raise DecodingError(f"it cannot be decoded: {error}") from None
+
+
+def _require_decodable(size: tuple[int, int]) -> None:
+    if size[0] * size[1] > MAX_PIXELS:
+        raise ImageTooLargeError(
+            f"{size[0]} x {size[1]} pixels; up to {MAX_PIXELS // 10**6} megapixels can be used"
+        )
 
 
 def size_mismatch(found: tuple[int, int], expected: tuple[int, int]) -> str:

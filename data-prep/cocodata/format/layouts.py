@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cocodata.errors import DatasetError
+from cocodata.text import is_utf8, printable
 
 _ANNOTATIONS = "annotations"
 _ANNOTATION_FILE = "instances_{}.json"
@@ -133,7 +134,8 @@ class DatasetFolder:
         These are the annotation files of its two splits and every file in their image folders.
 
         Raises:
-            DatasetError: the folder is not a data set, or an image folder is missing.
+            DatasetError: the folder is not a data set, an image folder is missing, or the name of a
+                file is not UTF-8, which a manifest is.
         """
         found = []
         for split in self.splits():
@@ -146,6 +148,13 @@ class DatasetFolder:
             for directory, _, names in os.walk(folder):
                 relative = Path(directory).relative_to(self.root).as_posix()
                 found += [f"{relative}/{name}" for name in names]
+        unusable = [path for path in found if not is_utf8(path)]
+        if unusable:
+            raise DatasetError(
+                f"{self.root}: names that are not UTF-8: {_listed(map(printable, unusable))}. "
+                "Rename the files (`convmv -t utf8` can), and file_name in the annotations with "
+                "them"
+            )
         return sorted(found)
 
 

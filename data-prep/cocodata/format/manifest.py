@@ -98,6 +98,20 @@ def manifest_bytes(manifest: Manifest) -> bytes:
     return orjson.dumps(tree, option=orjson.OPT_INDENT_2) + b"\n"
 
 
+def require_writable(data: Path) -> None:
+    """Check that a manifest can be written into a data set folder, before hours of work for it.
+
+    Raises:
+        DatasetError: the folder can only be read.
+    """
+    if data.is_dir() and not os.access(data, os.W_OK | os.X_OK):
+        raise DatasetError(
+            f"{data}: can only be read, and {DatasetFolder.manifest_path()} has to be written "
+            f"into it. Run this as a user who may write there; `make coco-check DATA={data}`, "
+            "training and evaluation need no manifest"
+        )
+
+
 def write_manifest(data: Path, manifest: Manifest) -> None:
     """Write manifest.json into a data set folder."""
     write_atomically(DatasetFolder(data).manifest_file, manifest_bytes(manifest))

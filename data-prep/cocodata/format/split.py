@@ -1,6 +1,7 @@
 """One split of a data set, as training and evaluation use it."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ class Split:
         boxes: (M, 4) float32 y1, x1, y2, x2 in source pixels.
         labels: (M,) labels in 1..categories.num_classes.
         categories: the categories and their labels.
+        original_ids: the image id in the annotation file by number, where that is not the number.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Split:
     boxes: NDArray[np.float32]
     labels: NDArray[np.int64]
     categories: Categories
+    original_ids: Mapping[int, int | str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -70,6 +73,7 @@ class Split:
             boxes=self.boxes[keep_boxes],
             labels=self.labels[keep_boxes],
             categories=self.categories,
+            original_ids=self.original_ids,
         )
 
 
@@ -87,7 +91,8 @@ def load_split(data: Path, split: str, *, strict: bool = True) -> Split:
             its ids contradict each other (an image id twice, or boxes of unknown images or
             categories).
     """
-    annotations = read_annotations(DatasetFolder(data).annotation_file(split))
+    folder = DatasetFolder(data)
+    annotations = read_annotations(folder.annotation_file(split), folder.image_folder(split))
     repeated = np.unique(annotations.image_ids).size != annotations.image_ids.size
     no_image = ~np.isin(annotations.box_image_ids, annotations.image_ids)
     no_category = ~annotations.categories.known(annotations.box_category_ids)
@@ -131,6 +136,7 @@ def build_split(data: Path, split: str, annotations: Annotations) -> Split:
         boxes=np.stack([y, x, y + height, x + width], axis=1).astype(np.float32),
         labels=annotations.categories.labels_of(annotations.box_category_ids[usable]),
         categories=annotations.categories,
+        original_ids=annotations.original_ids,
     )
 
 

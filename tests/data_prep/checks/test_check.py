@@ -98,9 +98,9 @@ def test_damaged_image_is_reported(
     [
         ([10, 10, 0, 20], "has no area"),
         ([10, 10, 20, -5], "has no area"),
-        ([-30, 10, 60, 20], "reaches outside the image, which is"),
-        ([10, 10, 300, 20], "reaches outside the image, which is"),
-        ([10, 400, 20, 20], "reaches outside the image, which is"),
+        ([-30, 10, 30, 20], "lies outside the image, which is"),
+        ([300, 10, 20, 20], "lies outside the image, which is"),
+        ([10, 400, 20, 20], "lies outside the image, which is"),
     ],
 )
 def test_invalid_box_is_reported(

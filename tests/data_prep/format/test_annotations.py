@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from pycocotools.coco import COCO
 
 from cocodata import DatasetError, load_split, splits
-from cocodata.format.annotations import _without_polygons, read_annotations
+from cocodata.format.annotations import read_annotations
+from cocodata.format.json_text import without_polygons
 
 number = st.integers(-9, 9) | st.floats(-1e3, 1e3, allow_nan=False)
 polygons = st.lists(st.lists(number, max_size=4), max_size=3)
@@ -36,7 +37,7 @@ def test_removing_polygons_changes_nothing_else(
     for entry in annotations:
         if isinstance(entry.get("segmentation"), list):
             entry["segmentation"] = 0
-    assert orjson.loads(_without_polygons(content)) == tree
+    assert orjson.loads(without_polygons(content)) == tree
 
 
 def _agrees_with_pycocotools(data: Path) -> None:
@@ -98,7 +99,10 @@ GOOD: dict[str, Any] = {
     [
         ({"images": None}, "no list named images"),
         ({"images": [{"id": 1}]}, r"images\[0\] has no usable file_name"),
-        ({"images": [*GOOD["images"], {"id": 2, "file_name": "x"}]}, r"images\[1\] has no usable"),
+        (
+            {"images": [*GOOD["images"], {**GOOD["images"][0], "width": "wide"}]},
+            r"images\[1\] has no usable width and height",
+        ),
         ({"images": [{**GOOD["images"][0], "file_name": 3}]}, "no usable file_name"),
         ({"annotations": [{"image_id": 1, "category_id": 1}]}, r"annotations\[0\] has no usable"),
         ({"annotations": [{**GOOD["annotations"][0], "bbox": [1, 2]}]}, "must be"),
@@ -113,7 +117,7 @@ def test_file_not_in_coco_format_is_refused(
     path = tmp_path / "instances.json"
     path.write_text(json.dumps({**GOOD, **change}))
     with pytest.raises(DatasetError, match=message) as caught:
-        read_annotations(path)
+        read_annotations(path, tmp_path)
     assert str(caught.value).startswith(f"{path}: ")
 
 
@@ -125,13 +129,13 @@ def test_file_without_a_json_object_is_refused(tmp_path: Path, content: str, mes
     path = tmp_path / "instances.json"
     path.write_text(content)
     with pytest.raises(DatasetError, match=message):
-        read_annotations(path)
+        read_annotations(path, tmp_path)
 
 
 def test_file_without_annotations_is_accepted(tmp_path: Path) -> None:
     path = tmp_path / "instances.json"
     path.write_text(json.dumps({"images": [], "annotations": [], "categories": []}))
-    found = read_annotations(path)
+    found = read_annotations(path, tmp_path)
     assert found.boxes.shape == (0, 4)
     assert found.sizes.shape == (0, 2)
 
@@ -141,7 +145,7 @@ def test_areas_and_crowds_may_be_missing(tmp_path: Path) -> None:
     entry = GOOD["annotations"][0]
     entries = [{**entry, "area": 12.5, "iscrowd": 1}, {**entry, "ignore": 1}, {**entry, "area": 3}]
     path.write_text(json.dumps({**GOOD, "annotations": entries}))
-    found = read_annotations(path)
+    found = read_annotations(path, tmp_path)
     np.testing.assert_array_equal(found.areas, [12.5, np.nan, 3])
     assert found.crowds.tolist() == [True, False, False]
     assert found.ignored.tolist() == [True, True, False]

@@ -64,7 +64,7 @@ def test_it_is_valid_and_varied(generated: Path) -> None:
     assert verification.manifest is not None
     assert verification.manifest.verified is not None
     split = load_split(generated, "train2017")
-    annotations = read_annotations(split.annotation_file)
+    annotations = read_annotations(split.annotation_file, split.image_dir)
     per_image = np.diff(split.box_offsets)
     assert per_image.min() == 0
     assert per_image.max() >= 3

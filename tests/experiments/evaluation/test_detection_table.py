@@ -175,6 +175,13 @@ def test_pycocotools_computes_the_same_metrics_from_the_file(tmp_path: Path) -> 
     assert [each.name for each in path.parent.iterdir()] == ["detections.json"]
 
 
+def test_results_name_images_as_the_annotations_do(tmp_path: Path) -> None:
+    path = tmp_path / "detections.json"
+    rows: list[Row] = [(image, 0, 0, 1, 1, 0.5, 1) for image in (1, 2, 3)]
+    write_coco_results(path, gather(([1, 2, 3], rows)), original_ids={1: "seq_7", 2: 2**70})
+    assert [each["image_id"] for each in json.loads(path.read_text())] == ["seq_7", 2**70, 3]
+
+
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 4])
 def test_chunks_form_one_json_array(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
