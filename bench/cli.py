@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from bench.comparing import Comparison, run_comparison
 from bench.comparisons import COMPARISONS
+from bench.counting import table as counted_steps
 from bench.machine import (
     allocator_settings,
     describe_commit,
@@ -38,11 +39,14 @@ ROOT = Path(__file__).resolve().parent.parent
 MINI_COCO = ROOT / "data" / "mini-coco"
 FORMAT = 1
 
-_NAMES = ", ".join([*(comparison.name for comparison in COMPARISONS), SCALING])
+_OTHERS = (SCALING, counted_steps.NAME)
+_NAMES = ", ".join([*(comparison.name for comparison in COMPARISONS), *_OTHERS])
 
 
 def select_comparisons(only: Sequence[str], baseline: str | None = None) -> list[Comparison]:
     """Return the comparisons of these names, in the usual order; all of them if none is given.
+
+    The counted steps have a name too, but are no comparison.
 
     Args:
         only: Names of comparisons.
@@ -52,7 +56,8 @@ def select_comparisons(only: Sequence[str], baseline: str | None = None) -> list
         ValueError: There is no comparison of that name.
     """
     comparisons = [*COMPARISONS, scaling(baseline)]
-    unknown = sorted(set(only) - {comparison.name for comparison in comparisons})
+    names = {comparison.name for comparison in comparisons}
+    unknown = sorted(set(only) - names - {counted_steps.NAME})
     if unknown:
         raise ValueError(f"unknown comparison {', '.join(unknown)}; choose from {_NAMES}")
     return [each for each in comparisons if not only or each.name in only]
@@ -131,6 +136,10 @@ def write_results(run: BenchmarkRun, folder: Path) -> list[Path]:
     return files + save_plots(run, stem)
 
 
+def _printer(console: Console) -> Callable[[str], None]:
+    return lambda text: console.print(f"counting {text}", highlight=False)
+
+
 def settings_as_dict(settings: Settings) -> dict[str, Any]:
     """Return the settings without paths, which mean nothing on other machines."""
     values = dataclasses.asdict(settings)
@@ -171,6 +180,9 @@ def main(
     cores: int = machine["cores"]
     try:
         comparisons = select_comparisons(only or [], baseline)
+        if not comparisons:
+            counted_steps.print_counts(counted_steps.count_all(_printer(console)), Console())
+            return
         folder = data_folder(data)
     except ValueError as error:
         console.print(f"error: {error}", style="red", markup=False, highlight=False)
@@ -194,6 +206,9 @@ def main(
             seconds=0.2 if quick else None,
             console=console,
         )
+    counts = []
+    if not (only or quick) or counted_steps.NAME in (only or []):
+        counts = counted_steps.count_all(_printer(console))
     run: BenchmarkRun = {
         "format": FORMAT,
         "made": now,
@@ -206,6 +221,7 @@ def main(
         "settings": settings_as_dict(settings),
         "comparisons": [result.as_dict() for result in results],
         "skipped": skipped,
+        "counted_steps": counts,
     }
     print_report(run, Console())
     for file in write_results(run, out):

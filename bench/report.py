@@ -6,6 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from bench.counting import table as counted_steps
 from bench.scaling import NAME as SCALING
 from bench.scaling import SCALING_NOTE, scaling_table
 
@@ -113,6 +114,8 @@ def markdown(run: BenchmarkRun) -> str:
         lines += [""]
         for note in notes(comparison):
             lines += [note, ""]
+    if run["counted_steps"]:
+        lines += counted_steps.markdown_lines(run["counted_steps"])
     if run["skipped"]:
         lines += ["## Not measured", ""]
         lines += [f"- {each['title']}: {each['reason']}." for each in run["skipped"]]
@@ -134,6 +137,9 @@ def print_report(run: BenchmarkRun, console: Console) -> None:
         console.print(table)
         for note in notes(comparison):
             console.print(note, highlight=False, markup=False)
+    if run["counted_steps"]:
+        console.print()
+        counted_steps.print_counts(run["counted_steps"], console)
     for each in run["skipped"]:
         console.print(f"\nnot measured: {each['title']}: {each['reason']}", highlight=False)
 

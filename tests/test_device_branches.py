@@ -17,12 +17,12 @@ from unittest import mock
 
 import pytest
 import torch
-from determined.pytorch import PyTorchTrialContext
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import model.detection.losses
 import model.detection.targets
+from bench.counting.fake_gpu import CUDA, fake_gpu
 from experiments.evaluation import inference
 from experiments.evaluation.loop import detect_batch
 from experiments.input import FakeLoader, InputConfig
@@ -33,7 +33,6 @@ from model import DetectionCriterion, Outputs, Postprocessor, build_detector
 from tests.experiments.local_trial import local_trial
 
 ROOT = Path(__file__).parent.parent
-CUDA = torch.device("cuda", 0)
 
 TRIAL = "experiments/training/trial.py: EfficientDetTrial"
 SAMPLE_ERRORS = "tests/experiments/input/test_sample_errors.py"
@@ -193,38 +192,10 @@ def test_targets_and_loss_of_a_device(
 # The trial on a device named cuda.
 
 
-def _move(module: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
-    """nn.Module.to for fake tensors, which cannot be exchanged in place."""
-    device = torch._C._nn._parse_to(*args, **kwargs)[0]
-    if device is not None:
-        for part in module.modules():
-            for name, parameter in part._parameters.items():
-                if parameter is not None:
-                    part._parameters[name] = nn.Parameter(parameter.detach().to(device))
-            for name, buffer in part._buffers.items():
-                if buffer is not None:
-                    part._buffers[name] = buffer.to(device)
-    return module
-
-
-def _on_cuda(context: PyTorchTrialContext) -> torch.device:
-    return CUDA
-
-
 @contextlib.contextmanager
 def _gpu_trial(mini_coco: Path, capability: tuple[int, int]) -> Iterator[EfficientDetTrial]:
     with (
-        mock.patch.object(torch.cuda, "get_device_capability", return_value=capability),
-        mock.patch.object(torch.cuda, "is_bf16_supported", return_value=capability >= (8, 0)),
-        mock.patch.object(PyTorchTrialContext, "_init_device", _on_cuda),
-        mock.patch.object(nn.Module, "to", _move),
-        # A GradScaler switches itself off where there is no GPU.
-        mock.patch("torch.cuda.amp.common.amp_definitely_not_available", return_value=False),
-        mock.patch(
-            "torch.amp.grad_scaler.torch.cuda.amp.common.amp_definitely_not_available",
-            return_value=False,
-        ),
-        FakeTensorMode(),
+        fake_gpu(capability),
         local_trial(
             mini_coco,
             20,
@@ -232,7 +203,6 @@ def _gpu_trial(mini_coco: Path, capability: tuple[int, int]) -> Iterator[Efficie
             image_size=64,
             pretrained_backbone=False,
             global_batch_size=8,
-            model_ema=False,  # its generator asks the GPU itself for a seed
             input_device="cpu",
             input_threads=1,
         ) as trial,

@@ -1,0 +1,1 @@
+"""Counts what one training step asks of a GPU, on any machine: nothing is computed."""
