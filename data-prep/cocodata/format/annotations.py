@@ -144,7 +144,9 @@ def _from_tree(
         Section(path, name, tree[name]) for name in ("images", "annotations", "categories")
     )
     category_ids = read_category_ids(categories, "id")
-    names = categories.read("id and name", lambda entry: printable(str(entry["name"])))
+    names = categories.read(
+        "id and name", lambda entry: printable(str(entry["name"])), "the name of the class"
+    )
     ids = read_image_ids(images, boxes)
     file_names, name_notes = locate(image_folder, images.read("file_name", _file_name), listed)
     sizes, size_notes = _complete_sizes(image_folder, file_names, read_sizes(images))

@@ -120,6 +120,12 @@ class DatasetFolder:
     def _only_split(self, kind: str, names: list[str]) -> str:
         pattern = re.compile(re.escape(_ANNOTATION_FILE).replace(r"\{\}", f"({kind}.*)"))
         matches = [match[1] for name in names if (match := pattern.fullmatch(name))]
+        packed = [name for name in names if pattern.fullmatch(name.removesuffix(".gz"))]
+        if not matches and packed:
+            raise DatasetError(
+                f"{self.annotation_folder / packed[0]}: compressed. Unpack it with `gunzip "
+                f"{self.annotation_folder / packed[0]}`"
+            )
         if len(matches) != 1:
             raise DatasetError(
                 f"{self.annotation_folder}: {len(matches) or 'no'} annotation files "

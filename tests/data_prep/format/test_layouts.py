@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from cocodata import DatasetFolder
+from cocodata import DatasetError, DatasetFolder, splits
 
 
 def test_paths_of_a_data_set() -> None:
@@ -42,3 +42,11 @@ def test_split_of_a_path(path: str, split: str | None) -> None:
 )
 def test_files_of_an_archive_that_are_used(path: str, wanted: bool) -> None:
     assert DatasetFolder.is_wanted(path) is wanted
+
+
+def test_compressed_annotation_file_is_to_be_unpacked(tmp_path: Path) -> None:
+    (tmp_path / "annotations").mkdir()
+    path = tmp_path / "annotations" / "instances_train2017.json.gz"
+    path.write_bytes(b"")
+    with pytest.raises(DatasetError, match=r"compressed\. Unpack it with `gunzip .*json\.gz`"):
+        splits(tmp_path)
