@@ -86,11 +86,15 @@ class MasterConnection:
         variables = {"DET_MASTER": self.address, "DET_USER": self.user, "DET_PASS": self.password}
         if self.certificate:
             variables["DET_MASTER_CERT_FILE"] = self.certificate
-            # If one of these is set, requests ignores the certificate that Determined passes.
-            variables["REQUESTS_CA_BUNDLE"] = variables["CURL_CA_BUNDLE"] = self.certificate
+            variables |= self._bundles()
         if self.certificate_name:
             variables["DET_MASTER_CERT_NAME"] = self.certificate_name
         return variables
+
+    def _bundles(self) -> dict[str, str]:
+        # If one of these is set, requests ignores the certificate that Determined passes.
+        names = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+        return dict.fromkeys(names, self.certificate) if self.certificate else {}
 
     def session(self) -> api.Session:
         """Return a session for calls to the master's API; the first call logs in.
@@ -103,8 +107,7 @@ class MasterConnection:
     @functools.cached_property
     def _session(self) -> api.Session:
         logging.getLogger("determined").setLevel(logging.WARNING)
-        if self.certificate:
-            os.environ.update(self.environment())
+        os.environ.update(self._bundles())
         cert = certs.default_load(
             self.address,
             explicit_path=self.certificate,
