@@ -18,10 +18,12 @@ from rich.console import Console  # noqa: E402
 from cocodata import DatasetError, load_split, splits  # noqa: E402
 from cocodata.files import write_atomically  # noqa: E402
 from experiments.checkpoints.contents import CheckpointError  # noqa: E402
+from experiments.checkpoints.detectors import trained_categories  # noqa: E402
 from experiments.evaluation import write_coco_results  # noqa: E402
 from experiments.evaluation.inference import (  # noqa: E402
     evaluation_input,
     open_detector,
+    resolve_checkpoint,
     with_progress,
 )
 from experiments.evaluation.loop import evaluate_detector  # noqa: E402
@@ -58,6 +60,9 @@ def evaluate(
     detector = open_detector(
         checkpoint, model=model, num_classes=num_classes, device=device, threads=threads
     )
+    trained = trained_categories(resolve_checkpoint(checkpoint))
+    if trained is not None:
+        split = split.labelled_as(trained, f"the checkpoint {checkpoint}")
     where = next(detector.parameters()).device
     console = Console()
     console.print(

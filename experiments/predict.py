@@ -61,9 +61,15 @@ def class_categories(
 
     Raises:
         ValueError: The data set has another number of classes.
+        DatasetError: The data set has other classes than the detector was trained on.
     """
     if data is not None:
-        trained = load_split(data, splits(data)[1]).categories
+        split = load_split(data, splits(data)[1])
+        if trained is not None:
+            # The names may be written differently; what the detector knows beyond them stays.
+            split.labelled_as(trained, "the checkpoint")
+            return trained
+        trained = split.categories
         if trained.num_classes != num_classes:
             raise ValueError(
                 f"the detector has {num_classes} classes, but {data} has {trained.num_classes}: "

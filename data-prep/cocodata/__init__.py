@@ -1,6 +1,6 @@
 """COCO data sets on disk: download, read, check, pack and sync. Needs no deep-learning library."""
 
-from cocodata.checks.check import ValidatedData, check_dataset, load_validated
+from cocodata.checks.check import ValidatedData, check_dataset, load_validated, share_labels
 from cocodata.checks.problems import CheckReport, Problem, ProblemKind
 from cocodata.errors import DatasetError
 from cocodata.format.categories import Categories
@@ -19,5 +19,6 @@ __all__ = [
     "check_dataset",
     "load_split",
     "load_validated",
+    "share_labels",
     "splits",
 ]

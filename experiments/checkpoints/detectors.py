@@ -77,7 +77,7 @@ def _from_trial(
 
 def trained_categories(path: Path) -> Categories | None:
     """Return the categories that a checkpoint folder was trained on; None for a weights file."""
-    if not path.is_dir():
+    if not (path / DETECTOR).is_file():
         return None
     categories = json.loads((path / DETECTOR).read_text(encoding="utf-8"))["categories"]
     return Categories(ids=tuple(categories["ids"]), names=tuple(categories["names"]))
@@ -87,7 +87,7 @@ def detector_description(
     detector: EfficientDet, overrides: dict[str, Any], categories: Categories
 ) -> str:
     """Return the text of detector.json: how to rebuild a detector, and what its labels mean."""
-    config = detector.config
+    config, categories = detector.config, categories.of_detector
     return json.dumps(
         {
             "model": config.name,

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import determined as det
 from determined import pytorch
@@ -24,6 +23,7 @@ from experiments.checkpoints.contents import (
     StorageError,
     verify_digests,
 )
+from experiments.checkpoints.detectors import trained_categories
 from experiments.checkpoints.numerics import read_numerics
 from experiments.checkpoints.stored import open_checkpoint
 from experiments.evaluation.loop import Evaluation
@@ -96,19 +96,19 @@ class ClusterRun:
         if self._info.latest_checkpoint is None:
             return StartingPoint()
         newest = StartingPoint(self._info.latest_checkpoint, steps_completed(self._info))
-        numerics, fault = _open(context, newest)
+        opened, fault = _open(context, newest)
         if fault is None:
             # A trial that starts from the checkpoint of another one takes its weights only.
-            return replace(newest, numerics=numerics) if newest.batches else newest
+            return opened if newest.batches else replace(opened, numerics={})
         if newest.batches == 0:
             raise fault
         _print(context, f"the checkpoint of batch {newest.batches} cannot be used: {fault}")
         faults = [fault]
         for earlier in self._earlier_checkpoints(context, newest):
-            numerics, fault = _open(context, earlier)
+            opened, fault = _open(context, earlier)
             if fault is None:
                 _print(context, f"going back to the valid checkpoint of batch {earlier.batches}")
-                return replace(earlier, numerics=numerics)
+                return opened
             _print(context, f"the checkpoint of batch {earlier.batches} cannot be used: {fault}")
             faults.append(fault)
         if all(isinstance(each, CheckpointMissingError) for each in faults):
@@ -202,25 +202,26 @@ def search_has_stopped(context: pytorch.PyTorchTrialContext, trial_id: int) -> b
 
 def _open(
     context: pytorch.PyTorchTrialContext, point: StartingPoint
-) -> tuple[dict[str, Any], CheckpointError | None]:
-    """Return a checkpoint's numerics as the chief reads them, and why it cannot be used, or None.
+) -> tuple[StartingPoint, CheckpointError | None]:
+    """Return the point with what the chief reads in its checkpoint, or why that cannot be used.
 
     Raises:
         StorageError: the storage cannot be read; on every rank.
     """
     assert point.checkpoint is not None
-    numerics: dict[str, Any] = {}
     fault: CheckpointError | StorageError | None = None
     try:
         with open_checkpoint(context, point.checkpoint) as folder:
             if context.distributed.get_rank() == 0:
                 verify_digests(folder)
-                numerics = read_numerics(folder)
+                point = replace(
+                    point, numerics=read_numerics(folder), trained=trained_categories(folder)
+                )
     except (CheckpointError, StorageError) as error:
         fault = error
     except OSError as error:
         fault = CheckpointError(str(error))
-    found = context.distributed.allgather((numerics, fault))
+    found = context.distributed.allgather((point, fault))
     faults = [each for _, each in found if each is not None]
     for each in faults:
         if isinstance(each, StorageError):

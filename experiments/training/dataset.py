@@ -1,21 +1,42 @@
 """The data set of an experiment: checked once per machine, identical on every rank."""
 
 import socket
+from collections.abc import Sequence
 
 import numpy as np
 from determined import core
 
-from cocodata import DatasetError, Split, load_split, load_validated, splits
+from cocodata import (
+    Categories,
+    DatasetError,
+    Split,
+    load_split,
+    load_validated,
+    share_labels,
+    splits,
+)
 from cocodata.format.manifest import read_manifest
 from experiments.settings.experiment import ExperimentConfig
 
 
 def load_splits(
-    config: ExperimentConfig, distributed: core.DistributedContext
+    config: ExperimentConfig,
+    distributed: core.DistributedContext,
+    trained: Categories | None = None,
+    *,
+    resumes: bool = False,
 ) -> tuple[Split, Split]:
     """The training and validation split, checked before training.
 
     The first rank of each machine checks the files; the other ranks use its result.
+
+    Args:
+        config: The experiment.
+        distributed: The ranks.
+        trained: The classes of the checkpoint that the run starts from, which give the labels; None
+            for none.
+        resumes: Whether the run continues that checkpoint's; else its weights may be for other
+            classes, which is only noted.
 
     Raises:
         DatasetError: lists every problem found, or says how machines differ.
@@ -29,8 +50,8 @@ def load_splits(
         try:
             version = _required_version(config)
             validated = load_validated(config.data, names, strict=config.hparams.strict)
-            loaded = list(validated.splits)
-            for note in validated.report.notes:
+            loaded = _labelled(validated.splits, trained, resumes=resumes)
+            for note in (*validated.report.notes, *_notes_on_checkpoint(loaded, trained)):
                 print(note)
             for name, count in validated.left_out.items():
                 if count:
@@ -54,9 +75,10 @@ def load_splits(
         found_splits = [
             load_split(config.data, name, strict=config.hparams.strict) for name in names
         ]
+        shared = [share_labels(found_splits[0], split) for split in found_splits]
         loaded = [
             split.select(np.isin(split.image_ids, ids))
-            for split, ids in zip(found_splits, kept, strict=True)
+            for split, ids in zip(_labelled(shared, trained, resumes=resumes), kept, strict=True)
         ]
     _require_agreement(loaded, distributed)
     if distributed.get_rank() == 0 and version is not None:
@@ -65,6 +87,30 @@ def load_splits(
     if config.hparams.val_skip > 1:
         val = val.select(np.arange(len(val)) % config.hparams.val_skip == 0)
     return train, val
+
+
+def _labelled(loaded: Sequence[Split], trained: Categories | None, *, resumes: bool) -> list[Split]:
+    """Return the splits with the labels of a checkpoint's classes, if it has the same ones."""
+    if trained is None:
+        return list(loaded)
+    try:
+        labelled = [split.labelled_as(trained, "the checkpoint") for split in loaded]
+    except DatasetError:
+        if resumes:
+            raise
+        return list(loaded)
+    # A new run need not keep classes that its data does not have.
+    same = resumes or len(labelled[0].categories) == len(trained)
+    return labelled if same else list(loaded)
+
+
+def _notes_on_checkpoint(loaded: Sequence[Split], trained: Categories | None) -> list[str]:
+    """Say how the classes of a checkpoint and those of the data differ."""
+    if trained is None or loaded[0].categories == trained:
+        return []
+    if loaded[0].categories.of_detector == trained:
+        return ["the checkpoint's classes are matched by name to the data's: ids or number differ"]
+    return ["the checkpoint's classes are not those of the data: only its weights are used"]
 
 
 def _required_version(config: ExperimentConfig) -> str | None:

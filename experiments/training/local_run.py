@@ -16,6 +16,7 @@ from cocodata.files import write_atomically
 from cocodata.format.manifest import read_manifest
 from cocodata.text import duration
 from experiments.checkpoints.contents import CheckpointError, verify_digests
+from experiments.checkpoints.detectors import trained_categories
 from experiments.checkpoints.local import LocalCheckpoints
 from experiments.checkpoints.numerics import read_numerics
 from experiments.evaluation.loop import Evaluation
@@ -118,8 +119,14 @@ class LocalRun:
                     ) from error
                 print(f"skipping the checkpoint of batch {checkpoint.batches}: {error}", flush=True)
                 continue
-            numerics = read_numerics(saved.folder(checkpoint)) or _numerics_of(self._record())
-            return StartingPoint(checkpoint.uuid, checkpoint.batches, finished, numerics)
+            folder = saved.folder(checkpoint)
+            return StartingPoint(
+                checkpoint.uuid,
+                checkpoint.batches,
+                finished,
+                read_numerics(folder) or _numerics_of(self._record()),
+                trained_categories(folder),
+            )
         return StartingPoint(finished=finished)
 
     def _require_same_run(self) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from determined import core, pytorch
 
-from cocodata import Split
+from cocodata import Categories, Split
 from experiments.checkpoints.numerics import Numerics, changes
 from experiments.evaluation.loop import Evaluation
 from experiments.input.decoder import input_device, jpeg_decoder
@@ -30,6 +30,7 @@ class StartingPoint:
     batches: int = 0  # trained before
     finished: bool = False  # nothing is left to train
     numerics: Mapping[str, Any] = field(default_factory=dict)  # of the checkpoint
+    trained: Categories | None = None  # the classes of the checkpoint, which give the labels
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,8 @@ def prepare_run(
     Raises:
         DatasetError: the data set is invalid, or machines have different ones.
         DeviceError: this rank's GPU lacks the decoder that the run asks for.
-        HParamError: the global batch cannot be divided among the ranks.
+        HParamError: the global batch cannot be divided among the ranks, or num_classes is not the
+            data's.
         RunError: the run goes on from a checkpoint that was computed in another way.
     """
     ranks = communicator()
@@ -135,7 +137,8 @@ def prepare_run(
         )
     numerics = resolve_numerics(home.config.hparams, device, ranks, start.numerics)
     home.accept(start, changes(start.numerics, numerics))
-    train, val = load_splits(home.config, distributed)
+    train, val = load_splits(home.config, distributed, start.trained, resumes=start.batches > 0)
+    require_num_classes(home.config.hparams, train.categories)
     return Run(
         config=home.config,
         train=train,
@@ -147,6 +150,21 @@ def prepare_run(
         folder=home.folder,
         searched_trial=home.searched_trial,
     )
+
+
+def require_num_classes(hparams: HParams, categories: Categories) -> None:
+    """Check that a set number of classes is the one that the data needs.
+
+    Raises:
+        HParamError: It is another one.
+    """
+    needed = categories.num_classes
+    if hparams.num_classes not in (None, needed):
+        raise HParamError(
+            f"num_classes: is {hparams.num_classes}, but the data set has {len(categories)} "
+            f"categories, which take the labels 1 to {needed}; leave num_classes out, or set "
+            f"{needed}"
+        )
 
 
 def resolve_numerics(

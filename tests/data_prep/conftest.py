@@ -4,6 +4,7 @@ import json
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +36,19 @@ def data(generated: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def edit_train(data: Path) -> EditAnnotations:
     """Changes the training annotations of `data` with a function."""
+    return partial(_edit, data / "annotations" / "instances_train2017.json")
 
-    def edit(change: Callable[[dict[str, Any]], None]) -> None:
-        path = data / "annotations" / "instances_train2017.json"
-        tree = json.loads(path.read_text())
-        change(tree)
-        path.write_text(json.dumps(tree))
 
-    return edit
+@pytest.fixture
+def edit_val(data: Path) -> EditAnnotations:
+    """Changes the validation annotations of `data` with a function."""
+    return partial(_edit, data / "annotations" / "instances_val2017.json")
+
+
+def _edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    tree = json.loads(path.read_text())
+    change(tree)
+    path.write_text(json.dumps(tree))
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,7 @@ import numpy as np
 from cocodata.checks.problems import CheckReport, Problem, ProblemKind, image_problem
 from cocodata.errors import DatasetError
 from cocodata.format.annotations import Annotations, read_annotations
+from cocodata.format.categories import Categories
 from cocodata.format.image_names import stays_inside
 from cocodata.format.images import ImageError, check_header
 from cocodata.format.layouts import DatasetFolder
@@ -32,6 +33,9 @@ from cocodata.text import count, is_utf8, printable
 MAX_UNUSABLE = 0.01
 """The largest part of a split that may be left out."""
 
+# Kinds of problems that leaving images out does not help.
+_OBSTACLES = (ProblemKind.ANNOTATIONS, ProblemKind.EMPTY, ProblemKind.CLASSES)
+
 # (annotation id, image id) of the boxes of height 0 in COCO's own instances_train2017.json.
 _KNOWN_WITHOUT_AREA = {(918, 200365), (2206849, 550395)}
 
@@ -41,7 +45,8 @@ class ValidatedData:
     """Splits that can be trained on.
 
     Attributes:
-        splits: without the images that cannot be used, in the order requested.
+        splits: without the images that cannot be used, in the order requested, and all with the
+            labels that the first one gives to its classes.
         left_out: how many images were left out of each split, by name.
         report: what the check found.
     """
@@ -65,14 +70,15 @@ def load_validated(
 
     Raises:
         DatasetError: there are problems and `strict` is set, or leaving images out does not help
-            (annotation file unusable, empty split), or more than 1 % of a split would be left out.
+            (annotation file unusable, empty split, other classes than in the first split), or more
+            than 1 % of a split would be left out.
     """
     report = check_dataset(data, split_names, threads=threads)
     annotations = dict(report.annotations)
     obstacles = []
     for name in split_names:
         of_split = [problem for problem in report.problems if problem.split == name]
-        if any(p.kind in (ProblemKind.ANNOTATIONS, ProblemKind.EMPTY) for p in of_split):
+        if any(p.kind in _OBSTACLES for p in of_split):
             obstacles.append(f"{name} cannot be used at all")
             continue
         if name not in annotations:
@@ -93,13 +99,18 @@ def load_validated(
             ending = f"strict: false trains without the {count(num_unusable, 'image')} affected"
         raise DatasetError(f"{report.message()}\n{ending}")
 
-    splits, left_out = [], {}
+    splits: list[Split] = []
+    left_out = {}
     for name in split_names:
         split = build_split(data, name, annotations[name])
         unusable = report.unusable(name)
         left_out[name] = len(unusable)
         if len(unusable):
             split = split.select(~np.isin(split.image_ids, unusable))
+        if splits:
+            split = share_labels(splits[0], split)
+            if report.used_manifest:  # The check did not compare the classes.
+                _note_matching(report, name, split.categories)
         splits.append(split)
     return ValidatedData(tuple(splits), left_out, report)
 
@@ -133,7 +144,40 @@ def check_dataset(
     report = CheckReport(data, tuple(split_names), [], [], False, {})
     for name in split_names:
         _check_split(report, name, threads, advance)
+    _compare_classes(report)
     return report
+
+
+def share_labels(first: Split, other: Split) -> Split:
+    """Return the other split with the labels that the first one gives to the same classes.
+
+    Raises:
+        DatasetError: the classes of the two cannot be matched by name.
+    """
+    return other.labelled_as(first.categories, str(first.annotation_file))
+
+
+def _compare_classes(report: CheckReport) -> None:
+    """Compare the classes of the splits, which need not have the same ids for the same names."""
+    first, *others = [report.annotations.get(name) for name in report.split_names]
+    for name, other in zip(report.split_names[1:], others, strict=True):
+        if first is None or other is None:
+            continue
+        own, theirs = map(DatasetFolder.annotation_path, (name, report.split_names[0]))
+        try:
+            mapped = other.categories.labelled_as(first.categories, own="it", theirs=theirs)
+        except DatasetError as error:
+            report.problems.append(Problem(ProblemKind.CLASSES, own, str(error), name))
+            continue
+        _note_matching(report, name, mapped)
+
+
+def _note_matching(report: CheckReport, name: str, categories: Categories) -> None:
+    if categories.trained is not None:
+        report.notes.append(
+            f"{name}: classes ({len(categories)}) are matched by name to those of "
+            f"{report.split_names[0]} ({len(categories.of_detector)}): ids or number differ"
+        )
 
 
 def _compare(

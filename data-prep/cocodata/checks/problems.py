@@ -28,6 +28,7 @@ class ProblemKind(StrEnum):
     BOX = "box outside its image or without area"
     CATEGORY = "unknown category"
     IDS = "contradictory ids"
+    CLASSES = "classes differ between the splits"
     PATH = "file name points outside the image folder"
     ADDRESS = "address instead of a file name"
     NAME = "file name that is not UTF-8"
@@ -47,6 +48,7 @@ _REMEDY = {
     ProblemKind.CATEGORY: "add the category to the file's list, or remove the annotation",
     ProblemKind.IDS: "make every image id unique, list every file once, and let every annotation "
     "name one of the ids",
+    ProblemKind.CLASSES: "use one list of categories in both annotation files",
     ProblemKind.PATH: "use file names relative to the split's image folder, without ..",
     ProblemKind.ADDRESS: "download the image into the split's image folder; the end of the address "
     "is then its file name",

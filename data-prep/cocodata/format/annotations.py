@@ -175,7 +175,8 @@ def _from_tree(
             [
                 {"id": number, "name": name}
                 for number, name in zip(category_ids.tolist(), names, strict=True)
-            ]
+            ],
+            str(path),
         ),
         notes=(
             *([ids.note] if ids.note else []),

@@ -1,7 +1,7 @@
 """One split of a data set, as training and evaluation use it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +75,21 @@ class Split:
             categories=self.categories,
             original_ids=self.original_ids,
         )
+
+    def labelled_as(self, trained: Categories, source: str) -> "Split":
+        """Return the split with the labels that a detector has for its classes' names.
+
+        Args:
+            trained: the categories that the detector is trained on.
+            source: where they are from, for messages.
+
+        Raises:
+            DatasetError: see `Categories.labelled_as`.
+        """
+        own = self.categories
+        categories = own.labelled_as(trained, own=str(self.annotation_file), theirs=source)
+        labels = categories.labels_of(own.categories_of(self.labels))
+        return replace(self, labels=labels, categories=categories)
 
 
 def load_split(data: Path, split: str, *, strict: bool = True) -> Split:

@@ -177,6 +177,54 @@ def test_contradictory_annotations_are_reported(
     load_validated(data, NAMES, strict=False)
 
 
+def _number_again(tree: dict[str, Any], new: dict[int, int]) -> None:
+    """Give the categories other ids; leave out those without one, and their boxes."""
+    for section, key in (("annotations", "category_id"), ("categories", "id")):
+        tree[section] = [entry for entry in tree[section] if entry[key] in new]
+        for entry in tree[section]:
+            entry[key] = new[entry[key]]
+
+
+@pytest.mark.parametrize(
+    "new",
+    [
+        {1: 8, 2: 7, 3: 5, 5: 3, 7: 2, 8: 1},  # the same ids in another order
+        {1: 0, 2: 1, 3: 2, 5: 3, 7: 4, 8: 5},  # numbered from 0
+        {2: 1, 3: 2, 5: 3, 7: 4, 8: 5},  # without the first class, numbered again
+        {1: 1, 8: 8},  # only some classes, with their ids
+    ],
+)
+def test_classes_of_val_get_the_labels_of_train(
+    data: Path, edit_val: EditAnnotations, new: dict[int, int]
+) -> None:
+    expected = load_validated(data, NAMES).splits[1]
+    kept = np.isin(expected.labels, list(new))
+    edit_val(lambda tree: _number_again(tree, new))
+    validated = load_validated(data, NAMES)
+    train, val = validated.splits
+    assert validated.report.notes == [
+        f"val2017: classes ({len(new)}) are matched by name to those of train2017 (6): ids or "
+        "number differ"
+    ]
+    np.testing.assert_array_equal(val.labels, expected.labels[kept])
+    np.testing.assert_array_equal(val.boxes, expected.boxes[kept])
+    assert val.categories.ids == tuple(sorted(new.values()))
+    assert val.categories.num_classes == train.categories.num_classes == 8
+    for label in range(1, 9):
+        assert val.categories.name_of(label) == train.categories.name_of(label)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_other_classes_in_val_are_an_error(
+    data: Path, edit_val: EditAnnotations, strict: bool
+) -> None:
+    edit_val(lambda tree: tree["categories"][0].update(name="hoop"))
+    with pytest.raises(DatasetError) as caught:
+        load_validated(data, NAMES, strict=strict)
+    assert f"{ProblemKind.CLASSES} (1); " in str(caught.value)
+    assert "only the first has 'hoop'; id 1 is 'hoop' and 'disc'" in str(caught.value)
+
+
 def test_one_message_lists_all_problems(data: Path, edit_train: EditAnnotations) -> None:
     def change(tree: dict[str, Any]) -> None:
         _single(tree, -1).update(category_id=77)

@@ -13,7 +13,7 @@ COCO_IDS = [i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69,
 
 
 def _categories(ids: list[int]) -> Categories:
-    return Categories.from_coco([{"id": i, "name": f"category {i}"} for i in ids])
+    return Categories.from_coco([{"id": i, "name": f"category {i}"} for i in ids], "a file")
 
 
 def test_ids_of_coco_are_its_labels() -> None:
@@ -49,6 +49,68 @@ def test_labels_and_categories_are_inverse(ids: set[int]) -> None:
     assert [categories.name_of(label) for label in labels.tolist()] == [
         f"category {i}" for i in array.tolist()
     ]
+
+
+def _named(**names: int) -> Categories:
+    return Categories.from_coco([{"id": i, "name": name} for name, i in names.items()], "a file")
+
+
+@pytest.mark.parametrize(
+    ("own", "labels"),
+    [
+        ({"cat": 1, "dog": 2, "owl": 3}, {1: 1, 2: 2, 3: 3}),
+        ({"owl": 1, "cat": 2, "dog": 3}, {1: 3, 2: 1, 3: 2}),  # another order
+        ({"cat": 0, "dog": 1, "owl": 2}, {0: 1, 1: 2, 2: 3}),  # numbered from 0
+        ({"owl": 1, "dog": 2}, {1: 3, 2: 2}),  # one class fewer, numbered again
+        ({"owl": 3}, {3: 3}),
+        ({" Cat": 500, "DOG": 70}, {500: 1, 70: 2}),
+    ],
+)
+def test_classes_are_matched_by_name(own: dict[str, int], labels: dict[int, int]) -> None:
+    trained = _named(cat=1, dog=2, owl=3)
+    matched = _named(**own).labelled_as(trained, own="val", theirs="train")
+    assert matched.num_classes == 3
+    assert {i: matched.label_of(i) for i in labels} == labels
+    ids = np.array(sorted(labels))
+    assert matched.labels_of(ids).tolist() == [labels[i] for i in ids.tolist()]
+    assert matched.categories_of(matched.labels_of(ids)).tolist() == ids.tolist()
+    for label in {1, 2, 3} - set(labels.values()):  # a detector predicts it all the same
+        assert not matched.known(matched.categories_of(np.array([label]))).any()
+        assert matched.name_of(label) == trained.name_of(label)
+    assert matched.of_detector == trained
+
+
+def test_equal_categories_stay_as_they_are() -> None:
+    categories = _categories(COCO_IDS)
+    assert categories.labelled_as(categories, own="val", theirs="train") == categories
+    some = _categories(COCO_IDS[::9]).labelled_as(categories, own="val", theirs="train")
+    assert some.num_classes == 90
+    assert all(some.label_of(i) == i for i in some.ids)
+    twins = Categories(ids=(1, 2, 3), names=("thing", "thing", "other"))
+    assert twins.labelled_as(twins, own="val", theirs="train") == twins
+    assert Categories((2,), ("thing",)).labelled_as(twins, own="v", theirs="t").label_of(2) == 2
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ({"cat": 1, "hound": 2, "owl": 3}, "only the first has 'hound'; id 2 is 'hound' and 'dog'"),
+        ({"cat": 1, "dog": 2, "owl": 3, "emu": 4}, "only the first has 'emu'; "),
+        ({"cat": 1, "Cat": 2}, "id 2 is 'Cat' and 'dog'"),
+    ],
+)
+def test_other_classes_are_refused(own: dict[str, int], message: str) -> None:
+    with pytest.raises(DatasetError) as caught:
+        _named(**own).labelled_as(_named(cat=1, dog=2, owl=3), own="val", theirs="train")
+    assert str(caught.value).startswith("val has other classes than train: ")
+    assert message in str(caught.value)
+
+
+def test_an_id_with_two_names_is_refused() -> None:
+    twice = [{"id": 1, "name": "cat"}, {"id": 1, "name": "dog"}]
+    with pytest.raises(DatasetError, match="a file: the category id 1 has two names, 'cat' and"):
+        Categories.from_coco(twice, "a file")
+    assert Categories.from_coco([twice[0], twice[0]], "a file").ids == (1,)
 
 
 def test_select_keeps_images_and_their_boxes(generated: Path) -> None:
