@@ -47,11 +47,12 @@ class DetectionTable:
 
     def __init__(self) -> None:
         self._image_ids: list[Tensor] = []
-        self._rows: list[Tensor] = []
-        self._row_counts: list[Tensor] = []
+        self._detections: list[Tensor] = []
 
     def add(self, image_ids: Tensor, detections: Tensor) -> None:
-        """Add a batch, without the detections that score less than `MIN_SCORE`.
+        """Add a batch; detections that score less than `MIN_SCORE` are dropped.
+
+        On a GPU they stay there for now: how many there are is only known once it has got so far.
 
         Args:
             image_ids: (N,) ids of the images, on the CPU; each may be added only once over all
@@ -68,11 +69,8 @@ class DetectionTable:
                 f"image ids of shape {tuple(image_ids.shape)} do not match detections of shape "
                 f"{tuple(detections.shape)}"
             )
-        detections = detections.detach().float()
-        kept = detections[..., 4] >= MIN_SCORE
-        self._image_ids.append(image_ids.to(torch.int64))
-        self._rows.append(detections[kept])
-        self._row_counts.append(kept.sum(dim=1))
+        self._image_ids.append(image_ids.to(torch.int64, copy=True))
+        self._detections.append(detections.detach().to(torch.float32, copy=True))
 
     def gather(self, communicator: Communicator, categories: Categories) -> Detections:
         """Gather the detections of all ranks; all ranks must call this and get the same result.
@@ -116,13 +114,13 @@ class DetectionTable:
         moves them to its collectives' device.
         """
         image_ids = [torch.empty(0, dtype=torch.int64), *self._image_ids]
-        counts = [torch.empty(0, dtype=torch.int64), *self._row_counts]
-        rows = [torch.empty(0, 6), *self._rows]
-        return _cat_on_cpu(image_ids), _cat_on_cpu(counts), _cat_on_cpu(rows)
-
-
-def _cat_on_cpu(parts: list[Tensor]) -> Tensor:
-    return torch.cat([part.cpu() for part in parts])
+        counts, rows = [torch.empty(0, dtype=torch.int64)], [torch.empty(0, 6)]
+        for detections in self._detections:
+            on_cpu = detections.cpu()
+            kept = on_cpu[..., 4] >= MIN_SCORE
+            rows.append(on_cpu[kept])
+            counts.append(kept.sum(dim=1))
+        return torch.cat(image_ids), torch.cat(counts), torch.cat(rows)
 
 
 def _category_ids(labels: npt.NDArray[np.int64], categories: Categories) -> npt.NDArray[np.int64]:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from pycocotools.coco import COCO
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cocodata import Categories, Split
 from experiments.evaluation import (
@@ -53,6 +54,15 @@ def synthetic_split(folder: Path) -> Split:
             }
         )
     return write_split(folder, image_ids, CATEGORIES.ids, annotations)
+
+
+def test_adding_a_batch_does_not_wait_for_the_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fake tensors refuse what depends on values, such as the number of detections."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # fake tensors would set it
+    with FakeTensorMode():
+        DetectionTable().add(torch.arange(2), torch.rand(2, 100, 6, device="cuda"))
 
 
 def assert_equal(one: Detections, other: Detections) -> None:
