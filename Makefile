@@ -104,10 +104,11 @@ local-up: setup ## Start a cluster on this machine (GPUS=none AGENTS= SLOTS= POR
 	@$(PY) -m cluster up --data "$(data_folder)" $(if $(AGENTS),--agents $(AGENTS)) \
 	    $(if $(SLOTS),--slots $(SLOTS)) $(if $(PORT),--port $(PORT)) $(if $(GPUS),--gpus $(GPUS)) $(ARGS)
 
+# PY= names another Python, whose packages are used as they are.
 .PHONY: gpu-check
-gpu-check: setup ## Check this machine's GPUs, then run the tests that need one (OUT=gpu-check.json)
-	@$(PY) -m cluster gpu-check $(if $(OUT),--out "$(OUT)") $(ARGS)
-	@$(if $(asks_help),,$(PY) -m pytest -m gpu tests/experiments)
+gpu-check: $(if $(filter command line,$(origin PY)),,setup) ## Check this machine's GPU (PARTS=parity,decode OUT=gpu-check.json MINUTES= DEVICE=cpu PY=)
+	@$(PY) -m bench.gpu_check $(if $(PARTS),--parts "$(PARTS)") $(if $(OUT),--out "$(OUT)") \
+	    $(if $(MINUTES),--minutes "$(MINUTES)") $(if $(DEVICE),--device "$(DEVICE)") $(ARGS)
 
 .PHONY: local-down
 local-down: setup ## Stop the cluster on this machine; its data stays

@@ -3,8 +3,6 @@
 import dataclasses
 import json
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -18,6 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from bench.comparing import Comparison, run_comparison
 from bench.comparisons import COMPARISONS
 from bench.counting import table as counted_steps
+from bench.data import data_folder
 from bench.machine import (
     allocator_settings,
     describe_commit,
@@ -36,7 +35,6 @@ from bench.scaling import scaling
 from cocodata.files import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
-MINI_COCO = ROOT / "data" / "mini-coco"
 FORMAT = 1
 
 _OTHERS = (SCALING, counted_steps.NAME)
@@ -61,22 +59,6 @@ def select_comparisons(only: Sequence[str], baseline: str | None = None) -> list
     if unknown:
         raise ValueError(f"unknown comparison {', '.join(unknown)}; choose from {_NAMES}")
     return [each for each in comparisons if not only or each.name in only]
-
-
-def data_folder(option: Path | None) -> Path:
-    """Return the data set's folder: the option, $DATA, $COCO_TINY, or the generated data set.
-
-    Raises:
-        ValueError: The folder does not exist.
-    """
-    path = option or os.environ.get("DATA") or os.environ.get("COCO_TINY")
-    if path:
-        folder = Path(path).expanduser().resolve()
-        if not folder.is_dir():
-            raise ValueError(f"{folder}: no such folder; pass one in COCO's layout with --data")
-        return folder
-    subprocess.run([sys.executable, "-m", "cocodata", "mini", str(MINI_COCO)], check=True)
-    return MINI_COCO
 
 
 def measure_all(

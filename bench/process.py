@@ -169,6 +169,11 @@ def _peak_memory(workers_mib: float) -> dict[str, float]:
     return memory
 
 
+def resident_mib() -> float:
+    """Return this process's memory, MiB."""
+    return _status_kib(os.getpid(), "VmRSS") / 1024
+
+
 def _workers_mib() -> float:
     """Return the private memory of child processes; shared memory counts for this process."""
     total = 0

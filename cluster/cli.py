@@ -76,20 +76,6 @@ def destroy_command(
     LocalCluster().destroy(console)
 
 
-@app.command("gpu-check")
-def gpu_check_command(
-    *,
-    out: Annotated[
-        Path | None, typer.Option(help="JSON file for what was found, to send to others.")
-    ] = None,
-) -> None:
-    """Check this machine's GPUs: driver, products, decoded JPEGs, NCCL, Docker."""
-    from cluster.gpu_check import check_gpus
-
-    if not check_gpus(console, out):
-        raise typer.Exit(1)
-
-
 @app.command("train")
 def train_command(
     config: Annotated[Path, typer.Argument(help="Experiment configuration.")],

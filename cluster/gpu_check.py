@@ -11,17 +11,14 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
 
 from cluster import docker
 from cluster.connection import ROOT
 from cluster.errors import ClusterError
 from cluster.gpus import AgentGpus, require_container_gpus
-from experiments.runtime import provenance
 from experiments.runtime.gpus import (
     PCI_DEVICES,
     DeviceError,
@@ -45,47 +42,39 @@ class Step:
     detail: str
 
 
-def check_gpus(console: Console, out: Path | None) -> bool:
-    """Print the steps as they are done; return whether none failed.
+def check_gpus(report: Callable[[Step], None]) -> list[Gpu]:
+    """Check the GPUs, step by step, and return those that were tried.
 
     Args:
-        console: Where to print.
-        out: A JSON file for the steps and the versions; None for none.
+        report: Called with each step when it is done.
     """
-    steps: list[Step] = []
     image = task_image()
 
     def done(*new: Step) -> None:
         for step in new:
-            steps.append(step)
-            word = {True: "ok  ", False: "FAIL", None: "–   "}[step.ok]
-            console.print(f"{word} {step.name}: {step.detail}", highlight=False, soft_wrap=True)
+            report(step)
 
     gpus = _survey(done)
     if gpus:
         uuids = ",".join(gpu.uuid for gpu in gpus)
         done(*_computations("here", [sys.executable, "-"], {"GPUS": uuids}))
         done(_all_reduce(gpus))
-        if shutil.which("docker") and docker.has_image(image):
-            given = AgentGpus(tuple(gpus), every=False)
-            try:
-                require_container_gpus(given, image)
-            except ClusterError as error:
-                done(Step("Docker gives containers the GPUs", False, str(error)))
-            else:
-                done(Step("Docker gives containers the GPUs", True, f"{len(gpus)} of {len(gpus)}"))
-                done(*_computations("in the task image", _in_container(gpus, image), {}))
-        else:
-            done(Step("in the task image", None, f"Docker does not have {image}: make image"))
-    if out is not None:
-        content = {
-            "commit": provenance.commit(),
-            "versions": provenance.versions(),
-            "gpus": [asdict(gpu) for gpu in gpus],
-            "steps": [asdict(step) for step in steps],
-        }
-        out.write_text(json.dumps(content, indent=1) + "\n")
-    return all(step.ok is not False for step in steps)
+        done(*_in_containers(gpus, image))
+    return gpus
+
+
+def _in_containers(gpus: Sequence[Gpu], image: str) -> list[Step]:
+    if not (shutil.which("docker") and docker.has_image(image)):
+        return [Step("in the task image", None, f"Docker does not have {image}: make image")]
+    given = "Docker gives containers the GPUs"
+    try:
+        require_container_gpus(AgentGpus(tuple(gpus), every=False), image)
+    except ClusterError as error:
+        return [Step(given, False, str(error))]
+    return [
+        Step(given, True, f"{len(gpus)} of {len(gpus)}"),
+        *_computations("in the task image", _in_container(gpus, image), {}),
+    ]
 
 
 def _survey(done: Callable[[Step], None]) -> list[Gpu]:

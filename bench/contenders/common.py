@@ -48,6 +48,12 @@ def autocast(device: Device) -> contextlib.AbstractContextManager[Any]:
     return contextlib.nullcontext()
 
 
+def synchronize(device: Device) -> None:
+    """Wait until a GPU has done all its work; a CPU has none pending."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
 def create_optimizer(model: nn.Module) -> torch.optim.Optimizer:
     """Create the recipe's optimizer, with a learning rate at which random weights stay finite."""
     return build_optimizer(model, HParams(lr=1e-4))
@@ -130,8 +136,7 @@ class TrainingLoop(Loop):
 
     def synchronize(self) -> None:
         """Wait for the GPU."""
-        if self.device == "cuda":
-            torch.cuda.synchronize()
+        synchronize(self.device)
 
     def check(self) -> None:
         """Check that the loss is finite, since arithmetic on NaN may take a different time.

@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from timm.utils import ModelEmaV3
@@ -20,10 +20,9 @@ from bench.contenders.common import (
     open_split,
     prepare_torch,
     repeat_split,
+    synchronize,
 )
 from bench.measuring import Device, Loop, Measurement, Settings
-from experiments.evaluation import DetectionTable
-from experiments.input import EvalLoader, InputConfig, TrainLoader
 from experiments.settings.hparams import HParams
 from experiments.training.optimization import gradient_clipper
 from model import (
@@ -35,10 +34,18 @@ from model import (
     detector_config,
 )
 
+if TYPE_CHECKING:
+    from experiments.input import InputConfig
+
+Mode = Literal["eager", "default", "compiled", "graphs"]
+"""What is compiled on a GPU: nothing, targets and loss, all, or all with CUDA graphs."""
+
 
 def _input_config(
     settings: Settings, config: DetectorConfig, device: Device, *, training: bool
-) -> InputConfig:
+) -> "InputConfig":
+    from experiments.input import InputConfig  # needs DALI, which generated batches do not
+
     return InputConfig(
         image_size=config.image_size,
         mean=config.mean,
@@ -56,6 +63,8 @@ def _batches(
     settings: Settings, config: DetectorConfig, device: Device, *, training: bool
 ) -> Iterator[Batch]:
     """Yield endless batches of real images."""
+    from experiments.input import EvalLoader, TrainLoader
+
     split = repeat_split(open_split(settings, training=training))
     input_config = _input_config(settings, config, device, training=training)
     size = settings.batch(device)
@@ -71,7 +80,8 @@ class Training(TrainingLoop):
 
     Args:
         settings: Settings of the run.
-        device: Device; on a GPU, training is in bfloat16 and compiled.
+        device: Device; on a GPU, training is in bfloat16.
+        mode: What is compiled; None: all on a GPU, nothing on a CPU.
         real_images: Load batches from files, rather than repeat a generated one.
         staged: Time the stages. The network and its loss are then compiled separately.
     """
@@ -81,6 +91,7 @@ class Training(TrainingLoop):
         settings: Settings,
         *,
         device: Device = "cpu",
+        mode: Mode | None = None,
         real_images: bool = False,
         staged: bool = False,
     ) -> None:
@@ -98,15 +109,22 @@ class Training(TrainingLoop):
         self._ema = ModelEmaV3(self._detector, decay=0.9999) if real_images else None
         self._timer = StageTimer(device) if staged else None
         self._losses = self._staged_losses if staged else self._plain_losses
-        if device == "cuda":
-            self._compile(staged)
+        self._assign = self._criterion.assign
+        self._compile(mode or ("compiled" if device == "cuda" else "eager"), staged)
         if real_images:
             self._batches = _batches(settings, config, device, training=True)
         else:
             self._batches = itertools.repeat(generated_batch(settings, device))
 
-    def _compile(self, staged: bool) -> None:
-        if staged:
+    def _compile(self, mode: Mode, staged: bool) -> None:
+        if mode == "eager":
+            return
+        if mode == "default":
+            self._assign = torch.compile(self._assign)
+            self._compute_loss = torch.compile(self._compute_loss)
+        elif mode == "graphs":
+            self._losses = torch.compile(self._plain_losses, mode="reduce-overhead")
+        elif staged:
             self._network = torch.compile(self._network)
             self._compute_loss = torch.compile(self._compute_loss)
         else:  # together, as in the trial
@@ -132,7 +150,7 @@ class Training(TrainingLoop):
         with stage("input"):
             batch = next(self._batches)
         with stage("targets"):
-            targets = self._criterion.assign(batch["boxes"], batch["labels"])
+            targets = self._assign(batch["boxes"], batch["labels"])
         loss = self._losses(batch["image"], targets)
         with stage("backward"):
             loss.backward()
@@ -161,15 +179,29 @@ class Training(TrainingLoop):
         return self._timer.stage(name) if self._timer is not None else contextlib.nullcontext()
 
 
-class Evaluation(Loop):
+class _OnDevice(Loop):
+    """A loop whose work is on a device."""
+
+    def __init__(self, device: Device) -> None:
+        self.device: Device = device
+
+    def synchronize(self) -> None:
+        """Wait for the GPU."""
+        synchronize(self.device)
+
+
+class Evaluation(_OnDevice):
     """Input, forward pass, postprocessing, and the table of detections."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, device: Device = "cpu") -> None:
+        from experiments.evaluation import DetectionTable
+
+        super().__init__(device)
         prepare_torch(settings)
-        detector = initial_detector(settings)
-        self._detector = detector.eval().to(memory_format=torch.channels_last)
-        self._postprocessor = Postprocessor(detector.config)
-        self._batches = _batches(settings, detector.config, "cpu", training=False)
+        detector = initial_detector(settings).eval()
+        self._detector = detector.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._postprocessor = Postprocessor(detector.config).to(device)
+        self._batches = _batches(settings, detector.config, device, training=False)
         self._table = DetectionTable()
 
     @torch.inference_mode()
@@ -182,16 +214,17 @@ class Evaluation(Loop):
         return len(rows)
 
 
-class Input(Loop):
+class Input(_OnDevice):
     """Batches of normalised real images with boxes."""
 
     untimed_steps = 4  # the loader prefetches two batches
 
-    def __init__(self, settings: Settings, *, training: bool) -> None:
+    def __init__(self, settings: Settings, *, training: bool, device: Device = "cpu") -> None:
+        super().__init__(device)
         prepare_torch(settings)
         side = settings.image_size
         config = detector_config(settings.model, image_size=(side, side))
-        self._batches = _batches(settings, config, "cpu", training=training)
+        self._batches = _batches(settings, config, device, training=training)
 
     def step(self) -> int:
         """Load one batch."""
