@@ -4,6 +4,7 @@
 import json
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +16,7 @@ import numpy as np  # noqa: E402
 import typer  # noqa: E402
 from rich.console import Console  # noqa: E402
 
-from cocodata import Categories, DatasetError, Split, load_split, splits  # noqa: E402
+from cocodata import Categories, DatasetError, Split, load_split, splits, text  # noqa: E402
 from cocodata.files import write_atomically  # noqa: E402
 from experiments.checkpoints.contents import CheckpointError  # noqa: E402
 from experiments.checkpoints.detectors import trained_categories  # noqa: E402
@@ -40,7 +41,9 @@ from experiments.evaluation.pictures import (  # noqa: E402
     Pictures,
     find_pictures,
     open_picture,
+    output_names,
     read_pictures,
+    require_other_folder,
 )
 from experiments.evaluation.report import save_image  # noqa: E402
 from experiments.input import EvalLoader, SampleError  # noqa: E402
@@ -106,9 +109,21 @@ def detect_split(
 
 
 def write_predictions(
-    pictures: Pictures, detections: Detections, out: Path, *, min_score: float
+    pictures: Pictures,
+    names: Mapping[Path, Path],
+    detections: Detections,
+    out: Path,
+    *,
+    min_score: float,
 ) -> int:
     """Write each picture with its detections drawn on it, and detections.json.
+
+    Args:
+        pictures: The pictures.
+        names: The name of each file's drawn picture, in the folder `out`.
+        detections: The detections in all pictures.
+        out: The folder for the results.
+        min_score: Detections with lower scores are left out.
 
     Returns:
         The number of detections.
@@ -116,7 +131,6 @@ def write_predictions(
     out.mkdir(parents=True, exist_ok=True)
     categories = pictures.split.categories
     listing: list[dict[str, Any]] = []
-    used_names: set[str] = set()
     for image_id, file in zip(pictures.split.image_ids, pictures.files, strict=True):
         rows = np.flatnonzero((detections.image_ids == image_id) & (detections.scores >= min_score))
         boxes = detections.boxes[rows].copy()
@@ -124,13 +138,13 @@ def write_predictions(
         labels = categories.labels_of(detections.category_ids[rows])
         scores = detections.scores[rows]
         image = open_picture(file)
-        name = f"{file.stem}.jpg" if f"{file.stem}.jpg" not in used_names else f"{file.name}.jpg"
-        used_names.add(name)
-        save_image(draw_detections(image, boxes, labels, scores, categories.name_of), out / name)
+        target = out / names[file]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        save_image(draw_detections(image, boxes, labels, scores, categories.name_of), target)
         listing.append(
             {
                 "file": str(file),
-                "drawn": name,
+                "drawn": names[file].as_posix(),
                 "width": image.width,
                 "height": image.height,
                 "detections": [
@@ -149,7 +163,7 @@ def main(
     *,
     checkpoint: Checkpoint,
     images: Annotated[
-        str, typer.Option(help="A picture, a folder of pictures, or a glob pattern.")
+        str, typer.Option(help="A picture, a folder with pictures and folders, or a glob pattern.")
     ],
     out: Annotated[Path, typer.Option(help="Folder for the drawn pictures.")] = Path(
         "runs/predict"
@@ -166,18 +180,23 @@ def main(
 ) -> None:
     """Draw a checkpoint's detections on pictures of any size, and write them as JSON."""
     try:
-        files = find_pictures(images)
+        found = find_pictures(images, leave_out=out)
+        names = output_names(found.files)
+        require_other_folder(found.files, names, out)
         detector = open_detector(
             checkpoint, model=model, num_classes=num_classes, device=device, threads=threads
         )
         trained = trained_categories(resolve_checkpoint(checkpoint))
         categories = class_categories(detector.config.num_classes, data, trained)
         with tempfile.TemporaryDirectory() as scratch:
-            pictures = read_pictures(files, Path(scratch), categories)
+            pictures = read_pictures(found.files, Path(scratch), categories)
+            if not pictures.files:
+                raise ValueError("\n".join(pictures.unreadable.values()))
             detections = detect_split(
                 detector, pictures.split, batch_size=batch_size, threads=threads
             )
-            count = write_predictions(pictures, detections, out, min_score=score)
+            drawn = dict(zip(found.files, names, strict=True))
+            count = write_predictions(pictures, drawn, detections, out, min_score=score)
     except (CheckpointError, DatasetError, SampleError, OSError, ValueError) as error:
         print_error(str(error))
         raise typer.Exit(1) from error
@@ -186,9 +205,13 @@ def main(
         highlight=False,
         soft_wrap=True,
     )
+    if found.others:
+        print(f"{text.count(found.others, 'other file')} passed over: not named as pictures are")
     for reason in pictures.unreadable.values():
         print_error(f"skipped: {reason}")
     if pictures.unreadable:
+        unreadable = text.count(len(pictures.unreadable), "picture")
+        print_error(f"{unreadable} of {len(found.files)} could not be read")
         raise typer.Exit(1)
 
 

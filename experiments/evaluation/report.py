@@ -16,6 +16,7 @@ from cocodata.files import atomic_path, write_atomically
 from cocodata.text import duration
 from experiments.evaluation.detections import Detections
 from experiments.evaluation.drawing import DrawnImage, contact_sheet
+from experiments.evaluation.pictures import to_rgb
 from reporting.coco_metrics import MEANINGS, METRICS
 from reporting.plots import plot_average_precision, plot_losses, save_figure
 from reporting.records import RunRecord, read_record
@@ -113,7 +114,7 @@ def sample_pictures(
         with Image.open(split.image_dir / split.file_names[index]) as image:
             pictures.append(
                 DrawnImage(
-                    image=image.convert("RGB"),
+                    image=to_rgb(image),
                     boxes=boxes,
                     labels=split.categories.labels_of(detections.category_ids[rows]),
                     scores=detections.scores[rows],

@@ -98,6 +98,8 @@ def test_predict_draws_all_pictures_and_reports_a_broken_one(
     result = run(predict, *arguments, "--device", "cpu", "--score", 0.05, "--threads", 1)
     assert result.exit_code == 1
     assert "broken.jpg: not a readable picture" in " ".join(result.stderr.split())
+    assert "1 picture of 4 could not be read" in " ".join(result.stderr.split())
+    assert "1 other file passed over" in result.stdout
     listing = {
         Path(each["file"]).name: each for each in json.loads((out / "detections.json").read_text())
     }
@@ -130,7 +132,7 @@ def test_predict_succeeds_on_readable_pictures(
 
 def test_the_input_pipeline_gets_pictures_as_they_are_drawn(pictures: Path, tmp_path: Path) -> None:
     categories = Categories(ids=(1,), names=("thing",))
-    read = read_pictures(find_pictures(str(pictures)), tmp_path, categories)
+    read = read_pictures(find_pictures(str(pictures)).files, tmp_path, categories)
     assert [each.name for each in read.unreadable] == ["broken.jpg"]
     for index, file in enumerate(read.files):
         with Image.open(read.split.image_dir / read.split.file_names[index]) as stored:
@@ -142,7 +144,7 @@ def test_the_input_pipeline_gets_pictures_as_they_are_drawn(pictures: Path, tmp_
 def test_missing_pictures_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no pictures in this folder"):
         find_pictures(str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="no file matches the pattern"):
+    with pytest.raises(FileNotFoundError, match="no picture matches the pattern"):
         find_pictures(str(tmp_path / "*.jpg"))
 
 
