@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -63,6 +64,9 @@ TABLE = {
     "experiments/runtime/devices.py: usable_gpu_count": "tests/experiments/runtime/test_devices.py",
     "experiments/runtime/devices.py: idle_gpus": "tests/experiments/runtime/test_devices.py",
     "experiments/runtime/devices.py: has_bfloat16": "tests/experiments/runtime/test_precision.py",
+    "experiments/training/run.py: _can_compile": (
+        "tests/experiments/training/test_compiled_loss.py"
+    ),
     "experiments/training/run.py: resolve_numerics": "test_the_precision_of_a_gpu",
     "experiments/runtime/agents.py: gpu_slots": "tests/experiments/runtime/test_slots.py",
     "experiments/runtime/devices.py: _torch_error": "tests/experiments/runtime/test_devices.py",
@@ -216,7 +220,7 @@ def gpu_trial(mini_coco: Path) -> Iterator[EfficientDetTrial]:
         yield trial
 
 
-def _batch() -> dict[str, Tensor]:
+def _batch() -> dict[str, Any]:
     return {
         "image": torch.randn(8, 3, 64, 64, device=CUDA),
         "boxes": torch.rand(8, 100, 4, device=CUDA),
@@ -224,6 +228,7 @@ def _batch() -> dict[str, Tensor]:
         "source_scale": torch.ones(8, device=CUDA),
         "source_size": torch.ones(8, 2, dtype=torch.int64, device=CUDA),
         "image_id": torch.arange(8),
+        "box_count": np.full(8, 20),
     }
 
 

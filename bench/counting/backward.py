@@ -31,7 +31,8 @@ def run_backward(  # noqa: PLR0917
     found: list[Tensor | None] = [None] * len(inputs)
     arrived: dict[Any, list[Tensor | None]] = {}
     roots = [_edge(output) for output in outputs]
-    waiting = _dependencies([node for node, _ in roots])
+    waiting, above = _dependencies([node for node, _ in roots])
+    needed = _reaching({node for node, _ in wanted}, above) if wanted else set(waiting)
     ready: list[tuple[int, int, Any]] = []
     number = itertools.count()
 
@@ -61,6 +62,8 @@ def run_backward(  # noqa: PLR0917
             for index, grad in enumerate(given):
                 if (node, index) in wanted:
                     found[wanted[node, index]] = grad
+            if node not in needed:
+                continue
             edges = [edge for edge in node.next_functions if edge[0] is not None]
             for (below, index), grad in zip(edges, _applied(node, given, not wanted), strict=True):
                 arrive(below, index, grad)
@@ -79,19 +82,34 @@ def _edge(x: Tensor | GradientEdge) -> tuple[Any, int]:
     return edge.node, edge.output_nr
 
 
-def _dependencies(roots: list[Any]) -> dict[Any, int]:
-    """Count for each node that the roots reach the edges that lead to it."""
+def _dependencies(roots: list[Any]) -> tuple[dict[Any, int], dict[Any, list[Any]]]:
+    """Return for each node that the roots reach how many edges lead to it, and from which nodes."""
     counts: dict[Any, int] = dict.fromkeys(roots, 0)
+    above: dict[Any, list[Any]] = {}
     stack = list(counts)
     while stack:
-        for below, _ in stack.pop().next_functions:
+        node = stack.pop()
+        for below, _ in node.next_functions:
             if below is None:
                 continue
             if below not in counts:
                 counts[below] = 0
                 stack.append(below)
             counts[below] += 1
-    return counts
+            above.setdefault(below, []).append(node)
+    return counts, above
+
+
+def _reaching(wanted: set[Any], above: dict[Any, list[Any]]) -> set[Any]:
+    """Return the nodes from which an edge leads to what is wanted; others are not computed."""
+    found: set[Any] = set()
+    stack = list(wanted)
+    while stack:
+        for node in above.get(stack.pop(), []):
+            if node not in found:
+                found.add(node)
+                stack.append(node)
+    return found
 
 
 def _fitted(grad: Tensor, wanted: Any) -> Tensor:

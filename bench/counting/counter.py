@@ -100,10 +100,9 @@ class StepCounter(TorchDispatchMode):
         if func.namespace == "prim":
             return func(*args, **kwargs)
         given = _tensors((args, kwargs))
-        if func in {aten._local_scalar_dense.default, aten.nonzero.default}:
-            if _on_gpu(given):
-                self._count(given)
-                self._wait(func)
+        if func in {aten._local_scalar_dense.default, aten.nonzero.default} and _on_gpu(given):
+            self._count(given)
+            self._wait(func)
             return _made_up(func, given[0])
         result = _WITHOUT_SHAPES.get(func, func)(*args, **kwargs)
         tensors = [*given, *_tensors(result)]

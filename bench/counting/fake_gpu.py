@@ -15,6 +15,14 @@ CUDA = torch.device("cuda", 0)
 _TENSORS = [torch.Tensor, nn.Parameter, FakeTensor]
 
 
+class _HostGenerator(torch.Generator):
+    """A generator that is on the CPU, whatever device it is asked for."""
+
+    def __new__(cls, device: Any = None) -> "_HostGenerator":
+        del device
+        return super().__new__(cls)
+
+
 def _move(module: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
     """nn.Module.to for fake tensors, which cannot be exchanged in place."""
     device, _, _, layout = torch._C._nn._parse_to(*args, **kwargs)
@@ -36,7 +44,6 @@ def _move(module: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
 @contextlib.contextmanager
 def fake_gpu(capability: tuple[int, int] = (9, 0)) -> Iterator[None]:
     """Make all tensors fake, and let a trial that is built here be on a GPU."""
-    generator = torch.Generator
     with (
         warnings.catch_warnings(action="ignore", category=UserWarning),  # fakes have no addresses
         mock.patch.object(PyTorchTrialContext, "_init_device", return_value=CUDA),
@@ -50,7 +57,7 @@ def fake_gpu(capability: tuple[int, int] = (9, 0)) -> Iterator[None]:
         mock.patch("torch.cuda.get_device_capability", return_value=capability),
         mock.patch("torch.cuda.is_bf16_supported", return_value=capability >= (8, 0)),
         # The average of the weights would ask the GPU itself for a generator.
-        mock.patch("torch.Generator", side_effect=lambda **_: generator()),
+        mock.patch("torch.Generator", _HostGenerator),
         # A GPU's optimizers and clipping handle all tensors of such types together.
         mock.patch("torch.optim.optimizer._foreach_supported_types", _TENSORS),
         mock.patch("torch.utils._foreach_utils._foreach_supported_types", _TENSORS),

@@ -26,11 +26,13 @@ class Numerics:
     decoder: str
     """Of the training images, in words."""
     compile: bool
-    """Whether torch.compile is used."""
+    """Whether model and loss are compiled together."""
     deterministic: bool
     """Whether kernels with a varying order of sums are excluded."""
     sync_bn_with_horovod: bool
     """Whether Horovod adds up the statistics of batch norm, in an order of its own."""
+    compile_loss: bool = False
+    """Whether target assignment and loss are compiled, and the model is not."""
 
 
 def write_numerics(folder: Path, numerics: Numerics) -> None:

@@ -149,8 +149,8 @@ class Optimization(_Group):
 class Precision(_Group):
     """Precision, averaging and speed.
 
-    Used in `experiments/training/trial.py`, `experiments/runtime/precision.py` and
-    `experiments/runtime/process.py`.
+    Used in `experiments/training/trial.py`, `experiments/training/run.py`,
+    `experiments/runtime/precision.py` and `experiments/runtime/process.py`.
     """
 
     amp: bool = True
@@ -176,7 +176,9 @@ class Precision(_Group):
     channels_last: bool = True
     """Keep images and weights in channels_last memory."""
     compile: bool = False
-    """Compile model and loss with torch.compile."""
+    """Compile model and loss with torch.compile, if this machine can."""
+    compile_loss: bool = True
+    """On a GPU, compile target assignment and loss, if this machine can."""
     deterministic: bool = False
     """Compute the same bits every time on the same kind of GPU, more slowly."""
     fp16_compression: bool = False

@@ -16,6 +16,7 @@ from experiments.evaluation.loop import Evaluation
 from experiments.input.decoder import input_device, jpeg_decoder
 from experiments.runtime import provenance
 from experiments.runtime.communication import Communicator, communicator
+from experiments.runtime.compiling import why_not_compiled
 from experiments.runtime.precision import resolve_precision
 from experiments.settings.experiment import ExperimentConfig
 from experiments.settings.hparams import HParamError, HParams
@@ -182,14 +183,30 @@ def resolve_numerics(
         DeviceError: This rank's GPU lacks the decoder that the run asks for.
     """
     decodes = input_device(hparams, device)
+    can_compile = _can_compile(hparams, device, ranks)
     return Numerics(
         device=device.type,
         precision=resolve_precision(hparams, device, ranks, before.get("precision")),
         decoder=jpeg_decoder(decodes, hardware=hparams.hardware_decoder),
-        compile=hparams.compile,
+        compile=can_compile and hparams.compile,
         deterministic=hparams.deterministic,
         sync_bn_with_horovod=hparams.sync_bn and hparams.sync_bn_with_horovod,
+        compile_loss=can_compile and not hparams.compile,
     )
+
+
+def _can_compile(hparams: HParams, device: torch.device, ranks: Communicator) -> bool:
+    """Whether something is to be compiled and can be; print a line if it cannot."""
+    if not (hparams.compile or (hparams.compile_loss and device.type == "cuda")):
+        return False
+    reason = why_not_compiled(device)
+    if reason is not None and ranks.rank == 0:
+        print(
+            f"not compiled, so training is slower: {reason}. torch.compile needs a C compiler "
+            "(gcc) and Python's headers; compile: false and compile_loss: false do without",
+            flush=True,
+        )
+    return reason is None
 
 
 def describe_numerics(run: Run) -> list[str]:

@@ -27,6 +27,7 @@ from experiments.training.detector import (
 from experiments.training.determined_loaders import RankShard
 from experiments.training.metrics import EvaluationReducer, TrainingReducer
 from experiments.training.optimization import Schedule, build_optimizer, gradient_clipper
+from experiments.training.padding import without_padding
 from experiments.training.run import Run
 from model import DetectionCriterion, EfficientDet, Targets, convert_sync_batchnorm
 from reporting.progress import TrainingProgress
@@ -81,7 +82,11 @@ class EfficientDetTrial(pytorch.PyTorchTrial):
         self.scaler = self._build_scaler()
         self.model: nn.Module = context.wrap_model(self.detector)
         self._configure_gradients()
-        self._losses = torch.compile(self._losses_of) if self.hparams.compile else self._losses_of
+        self._assign, self._compare = self.criterion.assign, self.criterion.losses
+        if run.numerics.compile_loss:
+            self._assign = torch.compile(self._assign, dynamic=False)
+            self._compare = torch.compile(self._compare, dynamic=False)
+        self._losses = torch.compile(self._losses_of) if run.numerics.compile else self._losses_of
         self.optimizer = context.wrap_optimizer(
             build_optimizer(self.detector, self.hparams),
             fp16_compression=self.hparams.fp16_compression,
@@ -249,12 +254,12 @@ class EfficientDetTrial(pytorch.PyTorchTrial):
     ) -> tuple[Tensor, Tensor, Tensor]:
         with self._autocast():
             outputs = self.model(images)
-        return self.criterion.losses(outputs, targets, normalizer)
+        return self._compare(outputs, targets, normalizer)
 
     def _targets(self, batch: Batch) -> Targets:
         if not self.hparams.bench_labeler:
             return Targets(**{name: batch[name] for name in Targets._fields})
-        return self.criterion.assign(batch["boxes"], batch["labels"])
+        return self._assign(*without_padding(batch))
 
     def train_batch(self, batch: Batch, epoch_idx: int, batch_idx: int) -> dict[str, float]:
         """One optimizer step on this rank's share of the global batch at the position."""

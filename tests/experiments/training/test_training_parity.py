@@ -38,6 +38,7 @@ def generated_batch(step: int, num_classes: int) -> Batch:
         "image": torch.randn(BATCH, 3, *SIZE, generator=generator, dtype=torch.float64),
         "boxes": torch.cat([corner, corner + sides], dim=-1),
         "labels": labels,
+        "box_count": (labels > 0).sum(1),
     }
 
 
