@@ -37,7 +37,9 @@ _BFLOAT16: Budget = {
 }
 _SYNC_FLOAT16: Budget = {**_FLOAT16, "forward": (4259, 845), "backward": (2746, 1313)}
 _SYNC_BFLOAT16: Budget = {**_BFLOAT16, "forward": (4259, 845), "backward": (2822, 1385)}
-_LARGE: Budget = {"targets": (555, 393)}
+# The weights' update moves as much as with a small batch.
+_LARGE: Budget = {"targets": (555, 393), "update": (134, 2)}
+_LARGE_BFLOAT16: Budget = {**_LARGE, "update": (124, 2)}
 BUDGETS: dict[tuple[int, str, bool], Budget] = {
     (16, "float16", False): _FLOAT16,
     (16, "float16", True): _SYNC_FLOAT16,
@@ -45,8 +47,8 @@ BUDGETS: dict[tuple[int, str, bool], Budget] = {
     (16, "bfloat16", True): _SYNC_BFLOAT16,
     (128, "float16", False): {**_FLOAT16, **_LARGE},
     (128, "float16", True): {**_SYNC_FLOAT16, **_LARGE},
-    (128, "bfloat16", False): {**_BFLOAT16, **_LARGE},
-    (128, "bfloat16", True): {**_SYNC_BFLOAT16, **_LARGE},
+    (128, "bfloat16", False): {**_BFLOAT16, **_LARGE_BFLOAT16},
+    (128, "bfloat16", True): {**_SYNC_BFLOAT16, **_LARGE_BFLOAT16},
 }
 # With sync_bn: the number of positives, then the statistics, forward and backward.
 COLLECTIVES = {"targets": 1, "forward": 76, "backward": 76}
