@@ -79,6 +79,7 @@ class StepCounter(TorchDispatchMode):
         super().__init__()
         self.stages: dict[str, Counts] = {}
         self._stage = "other"
+        self._paused = False
 
     @property
     def current(self) -> Counts:
@@ -94,10 +95,23 @@ class StepCounter(TorchDispatchMode):
         finally:
             self._stage = outer
 
+    def add(self, counts: Counts) -> None:
+        """Add to the stage that is running."""
+        self.stages[self._stage] = self.current + counts
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Count nothing in the body of a `with` statement."""
+        outer, self._paused = self._paused, True
+        try:
+            yield
+        finally:
+            self._paused = outer
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Count an operation, and run it on fake tensors."""
         kwargs = kwargs or {}
-        if func.namespace == "prim":
+        if self._paused or func.namespace == "prim":
             return func(*args, **kwargs)
         given = _tensors((args, kwargs))
         if func in {aten._local_scalar_dense.default, aten.nonzero.default} and _on_gpu(given):

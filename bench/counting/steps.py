@@ -14,6 +14,7 @@ class StepSettings:
         batch_size: Images of a rank.
         amp_dtype: float16 or bfloat16.
         sync_bn: Synchronize batch norm, on several ranks.
+        compiled: Compile target assignment and loss, as a GPU does by default.
         model: Name of the detector.
         image_size: Height and width of its input, pixels.
         hparams: Further hyperparameters that differ from their defaults.
@@ -22,6 +23,7 @@ class StepSettings:
     batch_size: int
     amp_dtype: str
     sync_bn: bool
+    compiled: bool = False
     model: str = "efficientdet_d0"
     image_size: int = 512
     hparams: tuple[tuple[str, Any], ...] = ()
@@ -33,3 +35,4 @@ STEPS = [
     for dtype in ("float16", "bfloat16")
     for sync_bn in (False, True)
 ]
+STEPS += [StepSettings(size, "bfloat16", sync_bn=False, compiled=True) for size in (16, 128)]

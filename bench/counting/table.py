@@ -21,13 +21,15 @@ def count_all(advance: Callable[[str], None]) -> list[dict[str, Any]]:
 
     counted = []
     for settings in STEPS:
-        advance(f"{NAME}: batch {settings.batch_size}, {settings.amp_dtype}")
+        compiled = ", compiled" * settings.compiled
+        advance(f"{NAME}: batch {settings.batch_size}, {settings.amp_dtype}{compiled}")
         stages = count_step(settings)
         counted.append(
             {
                 "batch": settings.batch_size,
                 "dtype": settings.amp_dtype,
                 "sync_bn": settings.sync_bn,
+                "compiled": settings.compiled,
                 "stages": {name: counts.as_dict() for name, counts in stages.items()},
             }
         )
@@ -39,7 +41,8 @@ def tables(counted: list[dict[str, Any]]) -> list[tuple[_Row, list[_Row]]]:
     launches, megabytes = [], []
     for step in counted:
         stages = step["stages"]
-        name = f"{step['batch']} {step['dtype']}{', sync_bn' if step['sync_bn'] else ''}"
+        options = [name for name in ("sync_bn", "compiled") if step[name]]
+        name = ", ".join([f"{step['batch']} {step['dtype']}", *options])
         waits = sum(len(stages[stage]["waits"]) for stage in STAGES)
         collectives = sum(stages[stage]["collectives"] for stage in STAGES)
         per_image = [stages[stage]["bytes"] / 1e6 / step["batch"] for stage in STAGES]

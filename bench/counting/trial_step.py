@@ -12,6 +12,7 @@ from determined import pytorch
 from torch import Tensor
 
 from bench.counting.backward import run_backward
+from bench.counting.compiled import counted_compilation
 from bench.counting.counter import Counts, StepCounter
 from bench.counting.fake_gpu import CUDA, fake_gpu
 from bench.counting.steps import STAGES, StepSettings
@@ -40,6 +41,8 @@ def count_step(settings: StepSettings) -> dict[str, Counts]:
         stack.enter_context(fake_gpu())
         stack.enter_context(mock.patch("torch.autograd._engine_run_backward", run_backward))
         ranks = stack.enter_context(_ranks(counter)) if settings.sync_bn else SingleProcess()
+        if settings.compiled:
+            stack.enter_context(counted_compilation(counter))
         trial = stack.enter_context(_trial(settings, ranks))
         stack.enter_context(_staged(trial, counter))
         batch = _batch(settings)
@@ -100,6 +103,7 @@ def _trial(settings: StepSettings, ranks: Communicator) -> Iterator[EfficientDet
             precision=settings.amp_dtype,
             decoder="CUDA",
             compile=config.hparams.compile,
+            compile_loss=settings.compiled,
             deterministic=config.hparams.deterministic,
             sync_bn_with_horovod=False,
         )
