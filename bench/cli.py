@@ -11,7 +11,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from bench.comparing import Comparison, run_comparison
 from bench.comparisons import COMPARISONS
@@ -28,6 +27,7 @@ from bench.machine import (
 )
 from bench.measuring import Settings
 from bench.plot import save_plots
+from bench.progress import progress_bar
 from bench.report import BenchmarkRun, markdown, print_report
 from bench.results import ComparisonResult
 from bench.scaling import NAME as SCALING
@@ -80,15 +80,7 @@ def measure_all(
             skipped.append({"name": comparison.name, "title": title, "reason": reason})
             console.print(f"skipped {comparison.name}: {reason}", highlight=False)
     expected = sum(each.expected_seconds(seconds=seconds, repeats=repeats) for each in runnable)
-    with Progress(
-        BarColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}"),
-        console=console,
-        disable=not console.is_terminal,
-    ) as progress:
+    with progress_bar(console) as progress:
         task = progress.add_task("", total=expected)
 
         def advance(activity: str, seconds_done: float) -> None:

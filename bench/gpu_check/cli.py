@@ -12,13 +12,13 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from bench.gpu_check.parts import PARTS
 from bench.gpu_check.plan import Part, Plan, run_part, select
 from bench.gpu_check.results import FAILED, Row, summary, table
 from bench.machine import describe_commit, describe_machine, keep_freed_memory, package_versions
 from bench.measuring import Device, Settings
+from bench.progress import progress_bar
 from cocodata.files import write_atomically
 from cocodata.text import duration
 from experiments.runtime.devices import idle_gpus, require_usable_gpus
@@ -70,15 +70,7 @@ def run_parts(
     Rows are added as they are known, and the file is written after each part.
     """
     expected = [part.expected_seconds(plan.device) for part in parts]
-    with Progress(
-        BarColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}"),
-        console=console,
-        disable=not console.is_terminal,
-    ) as progress:
+    with progress_bar(console) as progress:
         task = progress.add_task("", total=sum(expected))
 
         def report(row: Row) -> None:

@@ -9,19 +9,12 @@ from bench.comparing import Comparison, run_comparison
 from bench.comparisons import COMPARISONS
 from bench.measuring import ContenderSpec, Measurement, Settings
 from bench.results import ComparisonResult, ContenderResult
+from tests.bench.settings import small_settings
 
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    return Settings(
-        data=tmp_path,
-        scratch=tmp_path,
-        batch_size=2,
-        gpu_batch_size=2,
-        image_size=128,
-        threads=1,
-        coco_images=10,
-    )
+    return small_settings(tmp_path, model="efficientdet_d0")
 
 
 def spec(target: str, role: str = "peer", **options: int) -> ContenderSpec:

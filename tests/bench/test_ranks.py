@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from bench.contenders.ranks import Ranks
-from bench.measuring import Settings
 from experiments.settings.experiment import load_config
+from tests.bench.settings import small_settings
 
 
 @pytest.mark.parametrize(("launcher", "ranks"), [(None, 1), ("torchrun", 2), ("horovodrun", 2)])
@@ -21,15 +21,7 @@ def test_a_run_is_started_and_timed(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    settings = Settings(
-        data=mini_coco,
-        scratch=tmp_path,
-        batch_size=2,
-        gpu_batch_size=2,
-        image_size=128,
-        threads=1,
-        coco_images=10,
-    )
+    settings = small_settings(tmp_path, mini_coco)
     contender = Ranks(settings, launcher=launcher, ranks=ranks, hparams={"sync_bn": True})
 
     def run(command: list[str], **options: Any) -> SimpleNamespace:
@@ -60,7 +52,7 @@ def test_a_run_is_started_and_timed(
 def test_a_failed_run_is_an_error(
     mini_coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = Settings(mini_coco, tmp_path, 2, 2, 128, 1, 10)
+    settings = small_settings(tmp_path, mini_coco)
     contender = Ranks(settings, launcher="torchrun", ranks=2, hparams={"sync_bn": True})
     failed = SimpleNamespace(returncode=3)
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)

@@ -11,8 +11,9 @@ import pytest
 
 from bench import scaling
 from bench.cli import select_comparisons
-from bench.measuring import Measurement, Settings
+from bench.measuring import Measurement
 from bench.results import ComparisonResult, ContenderResult
+from tests.bench.settings import small_settings
 
 HEAD = "1234567"
 
@@ -89,7 +90,7 @@ def test_the_baseline_is_a_commit(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--baseline no-such-commit: "):
         select_comparisons([scaling.NAME], "no-such-commit")
     [comparison] = select_comparisons([scaling.NAME], "HEAD")
-    settings = Settings(tmp_path, tmp_path, 2, 2, 128, 1, 10)
+    settings = small_settings(tmp_path)
     assert comparison.prepare is not None
     comparison.prepare(settings)
     revision = next(filter(None, (each.options["revision"] for each in comparison.contenders)))

@@ -9,22 +9,13 @@ from bench.gpu_check import cli, parity
 from bench.gpu_check.parts import PARTS
 from bench.gpu_check.plan import Part, Plan, failure, run_part, select
 from bench.gpu_check.results import FAILED, LEFT_OUT, OK, SHOWN, Limit, Row, measured, summary
-from bench.measuring import Settings
 from bench.process import ContenderError
 from experiments.runtime.gpus import DeviceError
+from tests.bench.settings import small_settings
 
 
 def plan(tmp_path: Path, device: str = "cpu", minutes: float = 1.0) -> Plan:
-    settings = Settings(
-        data=tmp_path,
-        scratch=tmp_path,
-        batch_size=2,
-        gpu_batch_size=2,
-        image_size=128,
-        threads=1,
-        coco_images=1,
-        model="tiny",
-    )
+    settings = small_settings(tmp_path)
     made = cli.plan_for(device, settings, minutes=minutes, quick=True)  # type: ignore[arg-type]
     assert made.device == device
     return made
