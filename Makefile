@@ -106,7 +106,7 @@ local-up: setup ## Start a cluster on this machine (GPUS=none AGENTS= SLOTS= POR
 
 # PY= names another Python, whose packages are used as they are.
 .PHONY: gpu-check
-gpu-check: $(if $(filter command line,$(origin PY)),,setup) ## Check this machine's GPU (PARTS=parity,decode OUT=gpu-check.json MINUTES= DEVICE=cpu PY=)
+gpu-check: $(if $(filter command line,$(origin PY)),,setup) ## Check this machine's GPU (PARTS=parity,decode OUT= MINUTES= DEVICE=cpu PY=)
 	@$(PY) -m bench.gpu_check $(if $(PARTS),--parts "$(PARTS)") $(if $(OUT),--out "$(OUT)") \
 	    $(if $(MINUTES),--minutes "$(MINUTES)") $(if $(DEVICE),--device "$(DEVICE)") $(ARGS)
 
