@@ -1,8 +1,8 @@
-"""Leaves torch's compiler, torch._dynamo, out until something is compiled.
+"""Finds out whether torch's compiler works here, and leaves it out until something is compiled.
 
-Importing it takes as long as importing torch. timm and torchvision import it for functions that are
-not called here, and torch's optimizers to keep it out of their methods. This uses undocumented
-parts of torch 2.14.
+Importing torch._dynamo takes as long as importing torch. timm and torchvision import it for
+functions that are not called here, and torch's optimizers to keep it out of their methods. This
+uses undocumented parts of torch 2.14.
 """
 
 import functools
@@ -13,6 +13,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from torch import Tensor
 
 _COMPILER = "torch._dynamo"
 _TENSORS = "torch.distributed.tensor"
@@ -80,3 +81,20 @@ def _prepare_optimizers() -> None:
         step = getattr(optimizer.step, "__wrapped__", None)
         if step is not None and optimizer.__module__.startswith("torch.optim."):
             optimizer.step = torch.no_grad()(step)  # type: ignore[method-assign]
+
+
+def why_not_compiled(device: torch.device) -> str | None:
+    """Return why torch.compile cannot make code for a device, or None if it can.
+
+    It is tried: the compiler of C, Python's headers and Triton must all be there.
+    """
+    try:
+        torch.compile(_increased)(torch.zeros(8, device=device))
+    except Exception as error:  # its type depends on what is missing
+        first_line = str(error).strip().partition("\n")[0].rstrip(".")
+        return first_line or type(error).__name__
+    return None
+
+
+def _increased(x: Tensor) -> Tensor:
+    return x + 1

@@ -16,7 +16,7 @@ from experiments.evaluation.loop import Evaluation
 from experiments.input.decoder import input_device, jpeg_decoder
 from experiments.runtime import provenance
 from experiments.runtime.communication import Communicator, communicator
-from experiments.runtime.compiling import why_not_compiled
+from experiments.runtime.compiler import why_not_compiled
 from experiments.runtime.precision import resolve_precision
 from experiments.settings.experiment import ExperimentConfig
 from experiments.settings.hparams import HParamError, HParams

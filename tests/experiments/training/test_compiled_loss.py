@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from experiments.runtime.communication import SingleProcess
-from experiments.runtime.compiling import why_not_compiled
+from experiments.runtime.compiler import why_not_compiled
 from experiments.settings.hparams import HParams
 from experiments.training.padding import without_padding
 from experiments.training.run import _can_compile
